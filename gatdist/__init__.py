@@ -9,6 +9,7 @@ from gatdist.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from gatdist.api import (
+        apply,
         evaluate,
         export,
         import_weights,
@@ -46,6 +47,7 @@ _HOMES = {
     "GatdistError": "gatdist.common.errors",
     "Task": "gatdist.game",
     "Term": "gatdist.game",
+    "apply": "gatdist.api",
     "beat": "gatdist.common.heartbeat",
     "evaluate": "gatdist.api",
     "export": "gatdist.api",
@@ -75,6 +77,7 @@ __all__ = [
     "GatdistError",
     "Task",
     "Term",
+    "apply",
     "beat",
     "evaluate",
     "export",

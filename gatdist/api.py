@@ -8,6 +8,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from gatdist.common.cores import usable_cores
+from gatdist.common.devices import default_device, device_named
 from gatdist.common.errors import CheckpointError, ClusterError, ConfigError, InterruptedRunError
 from gatdist.config import Config, cuda_variables, redact_url
 from gatdist.storage import Store
@@ -153,6 +154,109 @@ def sample(
     if shards:
         return write_shards(trained, url, requested, out=out, workers=workers)
     return write_samples(trained, requested, out=out, grid=grid)
+
+
+def apply(
+    run: str | PathLike[str],
+    source: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    checkpoint: str | int = "",
+    tile: int | None = None,
+    batch: int = 1,
+    device: str = "",
+    workers: int | None = None,
+    address: str = "",
+    strict: bool = False,
+    kind: str | None = None,
+    column: str | None = None,
+    source_options: Mapping[str, Any] | None = None,
+    allowed_origins: Sequence[str] = (),
+    out_options: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Generate from files with the averaged generator of a task with inputs, or resume.
+
+    Recordings are resampled to the rate of the run's data, and images get its channels. Outputs
+    keep the names of the inputs below ``source``, with the extension of what is generated (``.png``
+    or ``.wav``). Outputs that are there are kept; each is written atomically. Files that can't be
+    used are skipped and listed in ``report.jsonl``.
+
+    Args:
+        run: a run directory.
+        source: files of the field that the generator takes, at any fsspec URL: a folder, zip, tar
+            or table of them, or a data set. A vocoder also takes ``.npy`` files of its log-mel
+            spectrogram, float [bands, frames].
+        out: URL of the folder for the outputs: empty, or of the same checkpoint.
+        checkpoint: name or ``samples_seen`` of one; by default the newest.
+        tile: larger inputs are cut into overlapping tiles of this side, in pixels, samples or
+            frames, which does not change the result beyond rounding; None chooses it. Networks
+            whose outputs depend on the whole input, such as by instance normalization, get it
+            whole.
+        batch: inputs of equal size, or tiles, at a time.
+        device: such as ``cuda:0``; by default the first GPU, or the CPU.
+        workers: processes on Ray; None: this process, or with ``address`` one per core.
+        address: of a Ray cluster; by default Ray is started here for more than one worker.
+        strict: raise an error that names the first file that can't be used.
+        kind: of the source; None detects it.
+        column: of a table, the one that holds the files; None detects it.
+        allowed_origins: servers, buckets and folders that a table may name besides its own.
+
+    Returns:
+        ``url, run, samples_seen, field, files, written, found`` (by an earlier start), ``skipped,
+        skipped_examples, ignored, report, seconds, files_per_s``.
+
+    Raises:
+        CheckpointError: ``run`` is no run, or has no such checkpoint.
+        ConfigError: its generator takes no such input, or an option is out of range.
+        DataError: the source holds nothing usable, or ``out`` something else.
+        InterruptedRunError: Ctrl-C; the same call resumes.
+    """
+    from gatdist.monitor import applying as events
+    from gatdist.runs import applying
+
+    for name, value in (("--tile", tile), ("--batch", batch), ("--workers", workers)):
+        if value is not None and value < 1:
+            raise ConfigError(name, "must be at least 1", value=value)
+    on_ray = bool(address) or (workers or 1) > 1
+    if not on_ray:
+        device_named(device)
+    request = applying.Request(
+        run=absolute(run),
+        source=absolute(source),
+        dest=absolute(out),
+        checkpoint=str(checkpoint),
+        kind=kind,
+        column=column,
+        tile=tile,
+        batch=batch,
+        device=device,
+        strict=strict,
+        source_options=dict(source_options or {}),
+        dest_options=dict(out_options or {}),
+        allowed_origins=tuple(allowed_origins),
+    )
+    with _Work(console, f"the outputs that are complete stay in {out}") as work:
+        plan = applying.prepare(request)
+        work.show(events.applying(applying.summary(plan)))
+        if plan.tasks and on_ray:
+            from gatdist.cluster.work import do_all
+
+            records = do_all(
+                applying.Worker,
+                plan.job,
+                plan.tasks,
+                address or "local",
+                workers,
+                work.report,
+                console,
+                keeps_worker=True,
+            )
+        else:
+            records = work.do_all(applying.Worker, plan.job, plan.tasks, 1)
+        outcome = applying.finish(plan, records) | work.speed("files_per_s")
+        work.show(events.applied(outcome))
+    return outcome
 
 
 def export(run: str | PathLike[str], kind: str, *, out: str | PathLike[str]) -> str:
@@ -368,28 +472,6 @@ def _anchored(config: Config) -> Config:
     return config.model_copy(update={"data": data, "model": model, "evaluate": evaluate})
 
 
-def device_named(name: str) -> Any:
-    """Return a device, "" being the default one. Raises ConfigError if it can't be used."""
-    import torch
-
-    if not name:
-        return default_device()
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        problem = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError("--device", f"can't be used ({problem})", value=name) from None
-    return device
-
-
-def default_device() -> Any:
-    """Return the first CUDA device if there is one, else the CPU."""
-    import torch
-
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def pack(
     source: str | PathLike[str],
     dest: str | PathLike[str],
@@ -501,9 +583,10 @@ def _packed(
 
     work.show(events.packing(packing.preview(plan)))
     if address:
-        from gatdist.cluster.packing import do_all
+        from gatdist.cluster.work import do_all
 
-        records = do_all(plan.job, plan.tasks, address, workers, work.report, console)
+        worker = packing.Worker
+        records = do_all(worker, plan.job, plan.tasks, address, workers, work.report, console)
     else:
         records = work.do_all(packing.Worker, plan.job, plan.tasks, workers)
     outcome = packing.finish(plan, records) | work.speed("samples_per_s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from gatdist.api import train
 from gatdist.config import load_config
@@ -23,7 +24,7 @@ RUN = [
 VOCODER = [
     f'game.task={{name="vocoder", crop=128, hop={HOP}, window=64, bands=12, highest=3000.0}}',
     'model.generator={name="hifigan", version="v3", upsampling=[4, 4], width=8}',
-    'model.discriminator={name="hifigan", periods=[2, 3], scales=1, period_width=2}',
+    'model.discriminator={name="hifigan", periods=[2, 3], scales=0, period_width=2}',
     f"game.terms={{log_mel={{weight=45.0, hop={HOP}, window=64, bands=12}}}}",
 ]
 TRANSLATION = [
@@ -95,3 +96,59 @@ def _train(run: Path, overrides: list[str]) -> Path:
     config = load_config("digits", [*RUN, f"data.url='{data}'", *overrides])
     train(config, str(run), local=True)
     return run
+
+
+INPAINTING = """
+import torch
+from gatdist import Task, register_generator, register_task
+from gatdist.nn import Conv2d
+
+
+@register_task("inpainting")
+class Inpainting(Task):
+    target = "image"
+
+    def prepare(self, fields, drawn):
+        image = fields["image"]
+        left = drawn.integers("left", image.shape[3] - 3).view(-1, 1, 1, 1)
+        columns = torch.arange(image.shape[3], device=image.device)
+        inside = (columns >= left) & (columns < left + 4)
+        hole = inside.to(image.dtype).expand(-1, 1, image.shape[2], -1)
+        return {"image": image, "hole": hole, "masked": image * (1 - hole)}
+
+    def inputs(self, fields):
+        return fields["masked"], fields["hole"]
+
+    def shown(self, fields):
+        return torch.cat([fields["image"], fields["hole"]], 1)
+
+
+@register_generator("filling")
+class Filling(torch.nn.Module):
+    def __init__(self, *, input_shapes, sample_shape, num_classes: int):
+        super().__init__()
+        self.layer = Conv2d(sum(s[0] for s in input_shapes), sample_shape[0], 3, padding=1)
+
+    def forward(self, masked, hole, labels):
+        return masked + torch.tanh(self.layer(torch.cat([masked, hole], 1))) * hole
+"""
+
+
+def train_inpainting(run: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Train a task of a user's module, with two inputs and random numbers."""
+    run.parent.joinpath("inpainting_task.py").write_text(INPAINTING)
+    patch.syspath_prepend(str(run.parent))
+    samples = [(f"{i:03d}", {"png": encode_png(image(i))}) for i in range(16)]
+    write_dataset(
+        Store(str(run.parent / f"data-of-{run.name}")),
+        [samples],
+        modality="image",
+        sample_shape=(1, SIDE, SIDE),
+    )
+    overrides = [
+        'plugins=["inpainting_task"]',
+        'game.task={name="inpainting"}',
+        'model.generator={name="filling"}',
+        'model.discriminator={name="patchgan", width=4, layers=1}',
+    ]
+    return _train(run, overrides)

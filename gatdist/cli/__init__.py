@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
-from gatdist.cli import bench, data, doctor, runs
+from gatdist.cli import apply, bench, data, doctor, runs
 from gatdist.common.errors import GatdistError, InterruptedRunError, for_terminal
 
 _PATIENCE_S = 5.0  # with threads that still run when a command is done
@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     runs.add_train(commands)
     data.add(commands)
     runs.add(commands)
+    apply.add(commands)
     doctor.add(commands)
     bench.add(commands)
     return parser

@@ -71,6 +71,27 @@ def pairs(given: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
+def add_allowed_origins(sub: Any) -> None:
+    """Add ``--allow-origin``."""
+    text = (
+        "a server, bucket or local folder that a list may name besides its own, such as "
+        "https://images.example or /data/images"
+    )
+    add_repeated(sub, "--allow-origin", "URL", text)
+
+
+def add_address(sub: Parser) -> None:
+    """Add ``--address``."""
+    text = "work on a Ray cluster, such as auto or HOST:PORT; local starts one here"
+    sub.add_argument("--address", default="", metavar="RAY", help=text)
+
+
+def add_strict(sub: Parser) -> None:
+    """Add ``--strict``."""
+    text = "fail if any sample can't be used, and name them"
+    sub.add_argument("--strict", action="store_true", help=text)
+
+
 def add_processes(sub: Parser) -> None:
     """Add ``--workers``; :func:`processes` reads it."""
     sub.add_argument("--workers", metavar="N", help="processes (default: one per core)")

@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
     common.add_processes(sub)
     common.add_storage_options(sub, "--set", "SHARDS")
     common.add_storage_options(sub, "--out-option", "--out, if on another server or bucket")
-    _add_strict(sub)
+    common.add_strict(sub)
 
     text = "check every digest of a data set, a checkpoint or a run"
     sub = common.add_command(commands, "verify", _verify, text)
@@ -66,25 +66,14 @@ def _add_pack(commands: Any) -> None:
     text = "for samples with several fields: a folder inside SOURCE, a path with * for the name of "
     text += "the sample such as *_input.png, a column, or an extension in WebDataset shards"
     common.add_repeated(source, "--field", "NAME=WHERE", text)
-    common.add_repeated(
-        source,
-        "--allow-origin",
-        "URL",
-        "a server, bucket or local folder that a list may name besides its own, such as "
-        "https://images.example or /data/images",
-    )
+    common.add_allowed_origins(source)
     text = "approximate size of a shard (default: 256MB)"
     sub.add_argument("--shard-bytes", default="256MB", metavar="N", help=text)
     common.add_processes(sub)
-    sub.add_argument(
-        "--address",
-        default="",
-        metavar="RAY",
-        help="work on a Ray cluster, such as auto or HOST:PORT; local starts one here",
-    )
+    common.add_address(sub)
     common.add_storage_options(sub, "--source-option", "SOURCE")
     common.add_storage_options(sub, "--dest-option", "DEST")
-    _add_strict(sub)
+    common.add_strict(sub)
     text = "print what would be written, and stop"
     sub.add_argument("--dry-run", action="store_true", help=text)
 
@@ -117,11 +106,6 @@ def _add_conversion(sub: common.Parser) -> None:
     common.add_options(audio, {"--clip-length N": text}, type=int)
     text = "samples that successive clips share, at least (default: 0)"
     common.add_options(audio, {"--clip-overlap N": text}, type=int, default=0)
-
-
-def _add_strict(sub: common.Parser) -> None:
-    text = "fail if any sample can't be used, and name them"
-    sub.add_argument("--strict", action="store_true", help=text)
 
 
 def _pack(arguments: argparse.Namespace) -> None:

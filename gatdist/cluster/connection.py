@@ -36,7 +36,7 @@ except ImportError as error:
     raise ClusterError(
         "ray",
         f"can't be imported ({error})",
-        hint="pip install 'ray[default,train]', or train in this process with --local",
+        hint="pip install 'ray[data,default,train]', or use one process (train --local)",
     ) from error
 
 from gatdist.common.errors import ClusterError

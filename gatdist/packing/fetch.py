@@ -13,7 +13,7 @@ from typing import Self
 from urllib.parse import unquote
 
 from gatdist.common.errors import ConfigError, DataError, StorageError, StorageUnavailableError
-from gatdist.config import expand_env
+from gatdist.config import expand_env, redact_url
 from gatdist.packing.entries import Entry, Listing, Part, Span, Zipped
 from gatdist.storage import Store
 from gatdist.storage.urls import LOCAL, OutsideUrl, origin
@@ -315,3 +315,19 @@ def _place(span: Span, store: Store, folders: Sequence[str]) -> str:
     if path is None or is_within(path, folders):
         return ""
     return os.path.dirname(path)
+
+
+def require_apart(source: str, dest: str, source_name: str, dest_name: str) -> None:
+    """Raise DataError if one folder is inside the other, or both are one.
+
+    ``source_name`` and ``dest_name`` are the arguments' names for messages.
+    """
+    source, dest = redact_url(source), redact_url(dest)
+    paths = (url if "://" in url else os.path.realpath(url) for url in (dest, source))
+    inside, outside = (f"{path.rstrip('/')}/" for path in paths)
+    if inside.startswith(outside):
+        hint = "Choose a folder outside of it"
+        raise DataError(dest_name, f"is inside {source_name} ({source})", value=dest, hint=hint)
+    if outside.startswith(inside):
+        rule = f"is inside {dest_name} ({dest})"
+        raise DataError(source_name, rule, value=source, hint="Choose another")

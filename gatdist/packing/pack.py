@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from gatdist.common.errors import DataError
 from gatdist.config import redact_url
 from gatdist.data.format.manifest import SampleSpec, write_manifest
 from gatdist.packing.entries import Entry, Listing, Skipped, printable
-from gatdist.packing.fetch import require_allowed
+from gatdist.packing.fetch import require_allowed, require_apart
 from gatdist.packing.labels import numbered, same_but_for_case
 from gatdist.packing.outcome import EXAMPLES, REPORT, outcome, strict_error, write_report
 from gatdist.packing.probe import probe
@@ -62,7 +61,7 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
     """
     began_s = time.time()
     dest = Store(request.dest, request.dest_options)
-    _require_apart(request.source, request.dest)
+    require_apart(request.source, request.dest, "SOURCE", "DEST")
     noted = noted_plan(request, dest)
     if not (noted or dry_run):
         note_plan(request, dest, None)
@@ -245,14 +244,3 @@ def _notes(
     if count := len(listing.ignored):
         name, reason = listing.ignored[0]
         yield f"{count} files are ignored, such as {name}, which {reason}"
-
-
-def _require_apart(source: str, dest: str) -> None:
-    source, dest = redact_url(source), redact_url(dest)
-    paths = (url if "://" in url else os.path.realpath(url) for url in (dest, source))
-    inside, outside = (f"{path.rstrip('/')}/" for path in paths)
-    if inside.startswith(outside):
-        hint = "Choose a folder outside of it"
-        raise DataError("DEST", f"is inside SOURCE ({source})", value=dest, hint=hint)
-    if outside.startswith(inside):
-        raise DataError("SOURCE", f"is inside DEST ({dest})", value=source, hint="Choose another")

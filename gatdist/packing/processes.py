@@ -80,6 +80,8 @@ def do_all(
 
     Raises WorkerLostError if a process died, and errors of tasks with their own class.
     """
+    if not tasks:
+        return []
     workers = min(workers, len(tasks))
     if workers == 1:
         with worker_type(job) as worker:

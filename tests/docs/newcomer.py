@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 import tomllib
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import conditional_runs
 import gatdist
 import small_runs
 from gatdist.config import Config, load_config
 from gatdist.data.codecs.audio import encode_wav
+from gatdist.data.codecs.images import encode_png
 
 # Settings before those of a document, which may override them …
 SMALL_NETWORKS = (
@@ -94,6 +97,10 @@ def write_reader_files(folder: Path) -> None:
     for i in range(4):
         wave = np.float32(rng.uniform(-0.5, 0.5, (1, 20_000)))
         (folder / "speech" / f"{i}.wav").write_bytes(encode_wav(wave, 16_000))
+    shutil.copytree(folder / "speech", folder / "recordings")
+    (folder / "drawings").mkdir()
+    for i in range(4):
+        (folder / "drawings" / f"{i}.png").write_bytes(encode_png(conditional_runs.image(i)))
     (folder / "lines.txt").write_text("".join(f"{line}\n" for line in small_runs.LINES))
     preset = Path(gatdist.__file__).parent / "config" / "presets" / "digits.toml"
     (folder / "my.toml").write_text(preset.read_text())

@@ -37,6 +37,7 @@ SCENARIOS = ("docs/how-to/simulate.md",)
 # Patterns of commands, why they are not run here, and the tests that run them instead.
 ELSEWHERE = (
     (r"gatdist .*--address", "a Ray cluster is needed", "tests/cluster"),
+    (r"gatdist apply .*--workers", "Ray is started", "tests/cluster/test_applying_on_ray.py"),
     (r"gatdist train .*--workers", "Ray is started", "tests/cluster/test_launch.py"),
     (
         r"(torchrun|srun) ",

@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conditional_runs import RATE, clip, train_vocoder
 from gatdist.cli import main
+from gatdist.data.codecs.audio import encode_wav
 from gatdist.data.codecs.images import encode_png
 from scenarios import OBSERVED
 from small_runs import write_clips
@@ -69,6 +71,12 @@ SESSIONS: dict[str, list[list[str]]] = {
         ["export", "run", "--format", "safetensors", "--out", "generator.safetensors"],
         ["export", "run", "--format", "zip", "--out", "generator.zip"],
     ],
+    "apply": [
+        ["apply", "vocoder", "recordings", "made"],
+        ["apply", "vocoder", "recordings", "made"],
+        ["apply", "vocoder", "photos", "made-of-photos"],
+        ["apply", "run", "photos", "made-of-photos"],
+    ],
     "report": [["report", "run", "--out", "report.html"]],
     "simulate": [["simulate", "scenario.toml"], ["simulate", "nothing.toml"]],
 }
@@ -83,6 +91,11 @@ def write_sources(folder: Path) -> None:
         path.write_bytes(encode_png(rng.integers(0, 256, (10, 12, 3), dtype=np.uint8)))
     (folder / "photos" / "a" / "damaged.png").write_bytes(b"no image")
     write_clips(folder / "tars")
+    train_vocoder(folder / "vocoder")
+    (folder / "recordings").mkdir()
+    for i in range(3):
+        (folder / "recordings" / f"{i}.wav").write_bytes(encode_wav(clip(i), RATE))
+    (folder / "recordings" / "damaged.wav").write_bytes(b"no audio")
     (folder / "scenario.toml").write_text(OBSERVED)
 
 
