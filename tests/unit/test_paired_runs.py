@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 
 import numpy as np
@@ -24,6 +25,7 @@ from gatdist.monitor.metrics import read_metrics
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints
 from gatdist.runs.checkpoints import Name, Retention
+from gatdist.runs.inspection import digest
 from gatdist.runs.report import report
 from gatdist.storage import Store
 from gatdist.training.health import Convergence
@@ -251,13 +253,25 @@ def test_workers_measure_alike(translation, vocoder, tmp_path):
         [(translation[0], TRANSLATION), (vocoder[0], VOCODER)]
     ):
         found = []
-        for workers in (1, 2):
+        for workers in (1, 2, 4):
             folder = str(tmp_path / f"{number}-{workers}")
             ranks = spawn(workers, train_in_group, url, folder, [*overrides, *canonical])
             assert all(rank == ranks[0] for rank in ranks)
-            found.append(ranks[0]["metrics"])
+            found.append((ranks[0]["metrics"], digest(folder)))
             assert json.dumps(evaluated(folder)[-1]["protocol"])
-        assert found[0] == found[1]
+        assert found[0] == found[1] == found[2]
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(alone, translation, vocoder, tmp_path):
+    for number, (kind, overrides) in enumerate([(translation, TRANSLATION), (vocoder, VOCODER)]):
+        url, uninterrupted, *_ = kind
+        folder, calls = Store(str(tmp_path / str(number))), itertools.count()
+        config = load_config("digits", [f"data.url='{url}'", *overrides])
+        outcome = run(config, alone, folder, should_stop=lambda calls=calls: next(calls) == 2)
+        assert outcome["status"] == "interrupted"
+        assert 0 < outcome["samples_seen"] < config.run.total_samples
+        assert run(config, alone, folder)["status"] == "finished"
+        assert digest(folder.url) == digest(uninterrupted)
 
 
 def test_sample_names_apply(translation, capsys, tmp_path):

@@ -1,9 +1,9 @@
-"""Audio and text on two hosts: after a killed worker, results equal those of one process."""
+"""Audio, text and pairs on two hosts: after a killed worker, results equal those of one process."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from host_runs import Runs
 
 from faulty_runs import CANONICAL, TICK, TOTAL
 from gatdist.data.codecs.audio import encode_wav
+from gatdist.data.codecs.images import encode_png
 from gatdist.data.format.shard_files import write_dataset
 from gatdist.storage import Store
 
@@ -29,10 +30,8 @@ checkpoint_every_samples = {TICK}
 heartbeat_timeout_s = 20
 straggler_warn_s = 4
 backend = "gloo"
-
-[game]
-penalties.r1 = {{ strength = 1.0, every_steps = 4 }}
 """
+PENALTY = "game.penalties.r1={strength=1.0, every_steps=4}"
 # The discriminator shuffles phases with random shifts.
 AUDIO = """
 [model]
@@ -63,6 +62,54 @@ every_samples = 6400
 url = "data"
 vocabulary = "abc"
 """
+# Clips are cropped at random.
+VOCODER = """
+[model.generator]
+name = "hifigan"
+version = "v3"
+upsampling = [4, 4]
+width = 4
+
+[model.discriminator]
+name = "hifigan"
+periods = [2]
+period_width = 2
+scales = 0
+
+[game]
+task = { name = "vocoder", crop = 128, hop = 16, window = 64, bands = 12 }
+loss = "least_squares"
+latents = "shared"
+reuse_fakes = true
+terms.log_mel = { weight = 45.0, hop = 16, window = 64, bands = 12 }
+terms.features = { weight = 2.0, logits = true }
+
+[evaluate]
+metrics = ["l1"]
+every_samples = 6400
+
+[data]
+url = "data"
+held_out = 0.2
+"""
+# Pairs are flipped at random, and the generator has random dropout.
+TRANSLATION = """
+[model]
+generator = { name = "unet", width = 4, norm = "instance" }
+discriminator = { name = "patchgan", width = 4, layers = 1, norm = "instance" }
+
+[game]
+task = { name = "translation", flip = true }
+terms.l1 = { weight = 100.0 }
+
+[evaluate]
+metrics = ["psnr", "l1"]
+every_samples = 6400
+
+[data]
+url = "data"
+held_out = 0.2
+"""
 
 
 def write_audio(folder: Path) -> None:
@@ -89,11 +136,33 @@ def write_texts(folder: Path) -> None:
     write_dataset(Store(str(folder)), [samples], modality="text", sample_shape=(6,))
 
 
+def write_pairs(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+        for i in range(90):
+            gray = rng.integers(0, 256, (64, 64, 1), np.uint8)
+            color = np.concatenate([gray, 255 - gray, gray // 2], 2)
+            yield f"{i:03d}", {"target.png": encode_png(color), "input.png": encode_png(gray)}
+
+    field = {"modality": "image", "sample_shape": [1, 64, 64], "component": "input.png"}
+    write_dataset(
+        Store(str(folder)),
+        [samples()],
+        modality="image",
+        sample_shape=(3, 64, 64),
+        component="target.png",
+        fields={"input": field},
+    )
+
+
 @pytest.mark.parametrize(
     ("write", "values"),
     [
         pytest.param(write_audio, AUDIO, id="audio", marks=pytest.mark.slow),
         pytest.param(write_texts, TEXT, id="text"),
+        pytest.param(write_audio, VOCODER, id="vocoder"),
+        pytest.param(write_pairs, TRANSLATION, id="pairs", marks=pytest.mark.slow),
     ],
 )
 def test_killed_worker_does_not_change_the_result(
@@ -101,13 +170,14 @@ def test_killed_worker_does_not_change_the_result(
 ) -> None:
     write(runs.folder / "data")
     (runs.folder / "run.toml").write_text(RUN + values)
-    runs.preset, runs.settings = "run.toml", CANONICAL
+    settings = [*CANONICAL, *[PENALTY] * (values in (AUDIO, TEXT))]
+    runs.preset, runs.settings = "run.toml", settings
     runs.faults('fail_at("generator", kill, rank=1, step=100, attempt=1)')
     runs.start()
     assert runs.finish() == 0, runs.errors
     runs.require_complete()
     assert len(runs.attempts()) == 2
-    sets = [word for s in CANONICAL for word in ("--set", s)]
+    sets = [word for s in settings for word in ("--set", s)]
     local = ["train", "run.toml", "--local", "--run-dir", "alone", "--json", *sets]
     trained = run_gatdist(*local, cwd=runs.folder, timeout=300)
     assert trained.returncode == 0, trained.stderr
