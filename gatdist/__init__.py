@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from gatdist.game import (
         Context,
         Draws,
-        Fields,
         Task,
         Term,
         register_loss,
@@ -43,7 +42,6 @@ _HOMES = {
     "Config": "gatdist.config",
     "Context": "gatdist.game",
     "Draws": "gatdist.game",
-    "Fields": "gatdist.game",
     "GatdistError": "gatdist.common.errors",
     "Task": "gatdist.game",
     "Term": "gatdist.game",
@@ -73,7 +71,6 @@ __all__ = [
     "Config",
     "Context",
     "Draws",
-    "Fields",
     "GatdistError",
     "Task",
     "Term",

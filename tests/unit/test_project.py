@@ -16,7 +16,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # A new name here is a promise to users; removing one breaks their code.
 PUBLIC = [
     "Config",
+    "Context",
+    "Draws",
     "GatdistError",
+    "Task",
+    "Term",
+    "apply",
     "beat",
     "evaluate",
     "export",
@@ -29,6 +34,8 @@ PUBLIC = [
     "register_feature_extractor",
     "register_generator",
     "register_loss",
+    "register_task",
+    "register_term",
     "register_update_rule",
     "sample",
     "statistics",
