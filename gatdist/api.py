@@ -590,6 +590,9 @@ def _packed(
     else:
         records = work.do_all(packing.Worker, plan.job, plan.tasks, workers)
     outcome = packing.finish(plan, records) | work.speed("samples_per_s")
+    if plan.job.recipe.clip_length:  # recordings were counted
+        clips = outcome["samples"] / sum(len(task.entries) for task in plan.tasks)
+        outcome["samples_per_s"] = round(clips * outcome["samples_per_s"], 1)
     work.show(events.packed(outcome))
     return outcome
 

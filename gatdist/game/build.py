@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gatdist.common.errors import PluginError
+from gatdist.common.errors import ConfigError, PluginError
 from gatdist.common.registry import call_with_options, user_code
 from gatdist.config import Config
 from gatdist.game.task_contract import examine_task
@@ -44,9 +44,13 @@ class Shapes:
             fields: Shapes of their further fields.
 
         Raises:
-            ConfigError: The data lacks a field.
+            ConfigError: The data lacks a field, or has two of the target's name.
             PluginError: A user's task fails.
         """
+        if task.target in fields:
+            rule = f"generates the field {task.target!r}, which is a further field of the data"
+            hint = "Pack or index the data with this field as target"
+            raise ConfigError("game.task", rule, value=type(task).__name__, hint=hint)
         shapes = {task.target: sample_shape, **fields}
         data = Record({name: torch.zeros(1, *shape) for name, shape in shapes.items()})
         drawn = Draws(0, "", torch.zeros(1, dtype=torch.int64))

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from gatdist.data.codecs.audio import Clip, Recording
 
@@ -37,10 +41,19 @@ def window(recording: Recording, first: int, end: int, rate: int, *, mono: bool)
     reach = 10 * max(up, down)
     start = max(0, first * down - reach) // up // down * down  # at which the filter has phase 0
     stop = ((end - 1) * down + reach) // up + 2
-    part = resample_poly(_mixed(recording.read(start, stop), mono=mono), up, down, axis=1)
+    source = _mixed(recording.read(start, stop), mono=mono)
+    part = resample_poly(source, up, down, axis=1, window=_low_pass(max(up, down)))
     begin = first - start // down * up
     clip: Clip = part[:, begin : begin + end - first]
     return clip
+
+
+@lru_cache(maxsize=8)
+def _low_pass(steps: int) -> Any:
+    """The filter that ``resample_poly`` would compute at each call."""
+    from scipy.signal import firwin
+
+    return firwin(20 * steps + 1, 1 / steps, window=("kaiser", 5.0)).astype(np.float32)
 
 
 def _mixed(clip: Clip, *, mono: bool) -> Clip:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gatdist.cli import main
-from gatdist.common.errors import DataError
+from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import Config, DataConfig, load_config
 from gatdist.data.codecs.audio import encode_wav
 from gatdist.data.codecs.images import encode_png
@@ -21,8 +21,9 @@ from gatdist.data.format.shard_files import write_dataset
 from gatdist.data.loader import Batch
 from gatdist.storage import Store
 from gatdist.training.copies import Copies
+from gatdist.training.plan import check
 from gatdist.training.step import to_device
-from packing import image, write
+from packing import image, pack, write
 from support import refused
 
 SHORT = [
@@ -135,3 +136,13 @@ def test_channels_do_not_apply_to_several_fields(tmp_path: Path) -> None:
     pairs(tmp_path)
     with refused(DataError, "data.channels"):
         open_dataset(DataConfig(url=str(tmp_path), channels=1))
+
+
+def test_the_generated_field_is_not_one_of_the_further_fields(tmp_path: Path) -> None:
+    clip = encode_wav(np.zeros((1, 1024), np.float32), 8000)
+    files = {f"{kind}/{i}.wav": clip for kind in ("clean", "noisy") for i in range(4)}
+    fields = {"target": "clean", "wave": "noisy"}  # the vocoder generates ``wave``
+    pack(write(tmp_path / "source", files), tmp_path / "data", fields=fields)
+    overrides = [f"data.url='{tmp_path / 'data'}'", *SHORT, *VOCODER]
+    with refused(ConfigError, "game.task"):
+        check(load_config("digits", overrides), str(tmp_path / "run"))
