@@ -303,11 +303,13 @@ class CostMode(TorchDispatchMode):
         elif operator.name in _MATMULS:
             a, b = [t for t in inputs if t.dim() > 1][-2:]
             flops = 2 * a.numel() * b.shape[-1]
+        elif operator.name == "pointwise":  # of gatdist.nn.fused
+            flops = 2 * inputs[0].numel() * len(inputs[1])
         elif operator.name in _ATTENTIONS:
             count, num_shapes = _ATTENTIONS[operator.name]
             flops = count(*(t.shape for t in inputs[:num_shapes]))
         costs.flops += flops
-        dtype = inputs[-1].dtype if flops else torch.float32
+        dtype = inputs[0].dtype if flops else torch.float32
         costs.kernels[dtype, flops, moved] += 1
 
     def _count_convolution(self, costs: Costs, operator: _Operator, args: Any, out: Any) -> int:
@@ -396,7 +398,7 @@ def _place() -> str:
                 return f"{path.removeprefix(_PACKAGE)}:{number} (backward)"
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_filename.startswith(_PACKAGE):
+        if frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_code.co_filename != __file__:
             return f"{frame.f_code.co_filename.removeprefix(_PACKAGE)}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"

@@ -103,7 +103,8 @@ def cached_tensors(make: _Function) -> _Function:
 
     @cache
     def cached(fake: bool, *args: Any) -> Any:
-        return make(*args)
+        with torch.inference_mode(False):  # they may be part of a graph later
+            return make(*args)
 
     @wraps(make)
     def call(*args: Any) -> Any:

@@ -103,6 +103,15 @@ class _WeightGradient(torch.autograd.Function):
         return of_grad, of_x, None, None
 
 
+_POINTWISE = _Form([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+
+
+def pointwise_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient by the weight of a 1×1 convolution of ``x``."""
+    found: Tensor = _WeightGradient.apply(grad, x, weight, _POINTWISE)  # type: ignore[no-untyped-call]
+    return found
+
+
 def _of_axes(size: Size, axes: int) -> list[int]:
     return [size] * axes if isinstance(size, int) else list(size)
 

@@ -38,16 +38,16 @@ def is_plain(x: Tensor) -> bool:
     )
 
 
-def needs_gradient(ctx: Any, index: int) -> bool:
+def needs_gradient(ctx: Any, index: int, missing: int = 0) -> bool:
     """Return whether the backward that runs now asks for the gradient of a tensor argument.
 
     ``ctx.needs_input_grad`` is the same in all backwards: true for weights, even if only the
     gradient by the samples is asked for. ``index`` counts from the first argument; those up to it
-    are tensors.
+    are tensors, except for ``missing`` ones, which are None.
     """
     if not ctx.needs_input_grad[index]:
         return False
-    node, _ = ctx.next_functions[index]
+    node, _ = ctx.next_functions[index - missing]
     try:
         return bool(torch._C._will_engine_execute_node(node))
     except RuntimeError:  # torch refuses to say it of leaves that torch.autograd.grad is given

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gatdist.common.numerics import cached_tensors
+from gatdist.nn import fused
 from gatdist.parallel.communicator import bare
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -97,6 +98,9 @@ def bits(seed: int, stream: str, positions: Tensor, count: int) -> Tensor:
         found = _philox_by_numpy(counters, (seed & _LOW, seed >> 32))
         rows = found.transpose(1, 2, 0).reshape(len(positions), blocks * 4)
         return torch.from_numpy(rows[:, :count].view(np.int64))
+    if fused.runs_kernels(positions):
+        key = zlib.crc32(stream.encode()), seed & _LOW, seed >> 32
+        return fused.philox(positions.contiguous(), blocks, *key)[:, :count]
     block = torch.arange(blocks, device=positions.device).expand(len(positions), blocks)
     counter = torch.stack(
         [

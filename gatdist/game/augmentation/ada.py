@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from gatdist.common.errors import ConfigError
+from gatdist.common.numerics import cached_tensors
 from gatdist.config.schedule import NonNegativeSchedule, SingleFloat
 from gatdist.game.augmentation import filters, warp
 from gatdist.game.augmentation.base import (
@@ -165,7 +166,7 @@ class AdaptiveAugmentation(Augmentation):
             found = torch.addcmul(found, noise.to(dtype), sigma[:, None, None, None])
         if "cutout" in self._requested:
             box = _cutout_box(drawn[:, -1, 1:], *size) & applied[:, -1, None, None]
-            found = torch.where(box[:, None], 0, found)
+            found = found.masked_fill(box[:, None], 0)
         touched = applied.any(1)[:, None, None, None]
         return torch.where(touched, found.to(samples.dtype), samples)
 
@@ -223,7 +224,7 @@ def _source_maps(uniform: _Draws, normal: _Draws, height: int, width: int) -> Te
         warp.rotation(torch.pi * uniform["post_rotation"][0]),
         warp.translation(move_x * width, move_y * height),
     ]
-    return reduce(warp.product, factors)
+    return reduce(warp.product, warp.matrices(factors))
 
 
 def _color_map(uniform: _Draws, normal: _Draws, channels: int) -> tuple[Tensor, Tensor]:
@@ -289,7 +290,13 @@ def _cutout_box(center: Tensor, height: int, width: int) -> Tensor:
     """Return where the boxes are, [n, H, W], with centers (x, y) [n, 2] in (0, 1)."""
 
     def along(middle: Tensor, size: int) -> Tensor:
-        place = (torch.arange(size, dtype=middle.dtype, device=middle.device) + 0.5) / size
+        place = _pixels(middle.device, middle.dtype, size)
         return (place - middle[:, None]).abs() < _CUTOUT_SIZE / 2
 
     return along(center[:, 1], height)[:, :, None] & along(center[:, 0], width)[:, None]
+
+
+@cached_tensors
+def _pixels(device: torch.device, dtype: torch.dtype, size: int) -> Tensor:
+    """Return where the pixels of an axis are, in (0, 1)."""
+    return (torch.arange(size, dtype=dtype, device=device) + 0.5) / size

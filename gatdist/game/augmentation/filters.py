@@ -55,10 +55,9 @@ def on(
 
     Equal arguments return the same tensor.
     """
-    with torch.inference_mode(False):  # its result may be part of a graph later
-        matrices = make(size)
-        below, right = (-length % _MULTIPLE for length in matrices.shape[-2:])
-        return functional.pad(matrices, [0, right, 0, below]).to(device, dtype)
+    matrices = make(size)
+    below, right = (-length % _MULTIPLE for length in matrices.shape[-2:])
+    return functional.pad(matrices, [0, right, 0, below]).to(device, dtype)
 
 
 def along_axes(images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:

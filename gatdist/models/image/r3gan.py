@@ -37,7 +37,7 @@ from gatdist.models.layers import (
     without_autocast,
 )
 from gatdist.models.registry import discriminators, generators, require_halvings
-from gatdist.nn import Conv2d, leaky_relu
+from gatdist.nn import Conv2d, bottleneck
 
 _SLOPE = 0.2
 _EXPANSION = 2
@@ -58,9 +58,7 @@ class _Block(nn.Module):
         nn.init.zeros_(self.narrow.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        change = leaky_relu(self.widen(x), _SLOPE)
-        change = leaky_relu(self.grouped(change), _SLOPE)
-        return x + self.narrow(change)
+        return bottleneck(x, self.widen, self.grouped, self.narrow, negative_slope=_SLOPE)
 
 
 def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:

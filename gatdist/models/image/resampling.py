@@ -1,9 +1,9 @@
 """Resampling with the filter [1, 3, 3, 1] in both axes and zero padding, as in StyleGAN2.
 
-No depthwise convolutions, whose derivatives are slow: on CPUs shifted additions, on GPUs averages
-over 2 × 2 pixels, of which the filter is a product of three. Each operator is linear, and its
-adjoint is one of these operators too, so derivatives of every order cost as much as a forward. All
-are deterministic, and keep the dtype and the memory format.
+No depthwise convolutions, whose derivatives are slow: on CPUs shifted additions, on GPUs one kernel
+of Triton, or averages over 2 × 2 pixels, of which the filter is a product of three. Each operator
+is linear, and its adjoint is one of these operators too, so derivatives of every order cost as much
+as a forward. All are deterministic, and keep the dtype and the memory format.
 
 Legend: n samples, c channels, h × w pixels.
 """
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gatdist.nn import is_plain
+from gatdist.models.layers import without_autocast
+from gatdist.nn import fuses, is_plain
 
 _AXES = (2, 3)
 
@@ -52,6 +53,8 @@ class _Upsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: float) -> Tensor:
         ctx.gain = gain
+        if fuses(x):
+            return _fir(x, 2, 1, 2, 1, 4 * gain)
         if gain != 1:
             x = x * gain
         return _added_upsample(x) if is_plain(x) else _averaged_upsample(x)
@@ -65,6 +68,8 @@ class _Downsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: float) -> Tensor:
         ctx.gain = gain
+        if fuses(x):
+            return _fir(x, 1, 2, 1, 1, gain)
         if is_plain(x):
             x = _added_downsample(x)
             return x if gain == 1 else x * gain
@@ -82,11 +87,17 @@ class _Blur(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, padding: int) -> Tensor:
         ctx.padding = padding
-        return _blurred(x, padding)
+        return _fir(x, 1, 1, padding, padding, 1.0) if fuses(x) else _blurred(x, padding)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return blur(gradient, 3 - ctx.padding), None
+
+
+def _fir(x: Tensor, up: int, down: int, before: int, after: int, gain: float) -> Tensor:
+    x = x.contiguous(memory_format=_layout(x))
+    found: Tensor = torch.ops.gatdist.fir(x, up, down, before, after, gain)
+    return found
 
 
 def _averaged_upsample(x: Tensor) -> Tensor:
@@ -94,12 +105,14 @@ def _averaged_upsample(x: Tensor) -> Tensor:
     if _layout(x) == torch.channels_last:
         # The filter but for the borders, beyond which it sees their pixels again and not zeros.
         # Called below torch.nn.functional, which replaces it where determinism is required.
-        x = torch.ops.aten.upsample_bilinear2d(x, [2 * h, 2 * w], False)
+        with without_autocast(x.device.type):  # which would compute in float32
+            x = torch.ops.aten.upsample_bilinear2d(x, [2 * h, 2 * w], False)
         x[:, :, :: 2 * h - 1].mul_(3 / 4)
         x[..., :: 2 * w - 1].mul_(3 / 4)
         return x
     # torch's kernel of the above for other layouts has one thread for all channels.
-    x = torch.ops.aten.upsample_nearest2d(x, [2 * h, 2 * w])
+    with without_autocast(x.device.type):
+        x = torch.ops.aten.upsample_nearest2d(x, [2 * h, 2 * w])
     return functional.avg_pool2d(functional.avg_pool2d(x, 2, 1, 1), 2, 1)
 
 

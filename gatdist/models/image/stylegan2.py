@@ -22,7 +22,14 @@ from gatdist.common.errors import ConfigError
 from gatdist.models.image.resampling import blur, downsample, upsample
 from gatdist.models.layers import to_conditional_logits, uniform, without_autocast
 from gatdist.models.registry import discriminators, generators, require_halvings
-from gatdist.nn import conv2d, conv_transpose2d, leaky_relu
+from gatdist.nn import (
+    conv2d,
+    conv2d_leaky_relu,
+    conv_transpose2d,
+    fuses,
+    leaky_relu,
+    styled_leaky_relu,
+)
 
 _SLOPE = 0.2
 # Of activations, and applied before them: gain · leaky_relu(x) = leaky_relu(gain · x).
@@ -74,11 +81,12 @@ class EqualizedConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.gain, self.scale = gain, gain / math.sqrt(inputs * kernel**2)
 
-    def forward(self, x: Tensor, *, stride: int = 1) -> Tensor:
-        """``stride`` does without padding."""
+    def forward(self, x: Tensor, *, stride: int = 1, activates: bool = False) -> Tensor:
+        """``stride`` does without padding; ``activates`` adds a leaky ReLU."""
         padding = self.weight.shape[2] // 2 if stride == 1 else 0
         bias = self.bias if self.bias is None or self.gain == 1 else self.bias * self.gain
-        return conv2d(x, self.weight * self.scale, bias, stride, padding)
+        layer = x, self.weight * self.scale, bias, stride, padding
+        return conv2d_leaky_relu(*layer, negative_slope=_SLOPE) if activates else conv2d(*layer)
 
 
 class StyledConv2d(nn.Module):
@@ -98,6 +106,9 @@ class StyledConv2d(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         x, scale = self.convolve(x, self.style(w))
+        if fuses(x):
+            strength = None if noise is None else self.noise_strength
+            return styled_leaky_relu(x, scale, self.bias, noise, strength, _SLOPE, _GAIN)
         x = torch.addcmul((_GAIN * self.bias)[:, None, None], x, (_GAIN * scale)[:, :, None, None])
         if noise is not None:  # [n, 1, h, w] of the output's size
             x = x + (_GAIN * self.noise_strength) * noise
@@ -275,8 +286,8 @@ class _Block(nn.Module):
         self.skip = EqualizedConv2d(inputs, outputs, 1, bias=False, gain=1 / math.sqrt(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        change = blur(leaky_relu(self.first(x), _SLOPE), 2)
-        change = leaky_relu(self.second(change, stride=2), _SLOPE)
+        change = blur(self.first(x, activates=True), 2)
+        change = self.second(change, stride=2, activates=True)
         return self.skip(downsample(x)) + change
 
 
@@ -318,12 +329,12 @@ class StyleGAN2Discriminator(nn.Module):
         self.embedding = Mapping(0, num_classes, last, _LABEL_LAYERS) if num_classes else None
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
-        x = leaky_relu(self.start(samples), _SLOPE)
+        x = self.start(samples, activates=True)
         for block in reversed(self.blocks):
             x = block(x)
         with without_autocast(x.device.type):  # as published, and on few pixels
             x = self.deviation(x.to(self.mix.weight.dtype))
-            x = leaky_relu(self.mix(x), _SLOPE)
+            x = self.mix(x, activates=True)
             features = leaky_relu(self.gather(x.flatten(1)), _SLOPE)
         embedded = None if self.embedding is None else self.embedding(None, labels)
         return to_conditional_logits(features, embedded, self.finish, features.shape[1] ** -0.5)

@@ -1,0 +1,199 @@
+"""The kernels of gatdist.nn.fused in Triton's interpreter, compared with torch's operators.
+
+Run by test_fused.py in a process with TRITON_INTERPRET=1: Triton reads it when it is imported.
+"""
+
+import zlib
+
+import pytest
+import torch
+from torch.nn import functional
+
+from gatdist import nn
+from gatdist.bench.presets import PRESETS
+from gatdist.models import build_networks
+from gatdist.models.image.resampling import blur, downsample, upsample
+from gatdist.nn import fused
+from gatdist.parallel import draws
+
+# Largest error of values and of derivatives, relative to the largest number.
+TOLERANCES = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+FLOAT, HALF, BFLOAT = TOLERANCES
+over_layouts = pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def interpreter():
+    fused.DEVICES.add("cpu")
+    assert fused.runs_kernels(torch.zeros(1))
+    with nn.derivatives_of_gpus():
+        yield
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def derivatives(compute, tensors):
+    """The output, its slopes in a direction, and the gradients of a loss with both squared."""
+    out = compute(*tensors)
+    direction = numbers(*out.shape, seed=9).to(out.dtype)
+    slopes = torch.autograd.grad(out, tensors, direction, create_graph=True)
+    loss = out.double().square().sum() + sum(s.double().square().sum() for s in slopes)
+    seconds = torch.autograd.grad(loss, tensors)
+    firsts = torch.autograd.grad(compute(*tensors), tensors, direction)  # without a graph
+    return [out, *slopes, *firsts, *seconds]
+
+
+def compare(found_of, expected_of, tensors, moved, tolerance):
+    found = derivatives(found_of, [t.requires_grad_() for t in moved])
+    expected = derivatives(expected_of, [t.requires_grad_() for t in tensors])
+    errors = {}
+    for i, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert mine.shape == theirs.shape
+        errors[i] = ((mine.double() - theirs).abs().max() / theirs.abs().max()).item()
+    assert max(errors.values()) < tolerance, errors
+
+
+@pytest.mark.parametrize(
+    ("dtype", "last", "shape"),
+    [
+        (FLOAT, False, (2, 5, 7, 3)),
+        (FLOAT, True, (2, 5, 7, 3)),
+        (HALF, False, (1, 16, 8, 8)),
+        (HALF, True, (1, 16, 8, 8)),
+        (BFLOAT, False, (2, 9, 17, 17)),  # more than one block of pixels and of channels
+        (BFLOAT, True, (2, 70, 5, 9)),
+    ],
+    ids=str,
+)
+def test_activation(dtype, last, shape):
+    n, c, h, w = shape
+    tensors = [numbers(*shape), numbers(n, c), numbers(c), numbers()]
+    tensors = [t.to(dtype).double() for t in tensors]
+    noise = numbers(n, 2 * h * w)[:, : h * w].view(n, 1, h, w).to(dtype)  # as parts of a row
+
+    def kernel(x, scale, bias, strength):
+        return nn.styled_leaky_relu(x, scale, bias, noise, strength, 0.2, 1.5)
+
+    def plain(x, scale, bias, strength):
+        x = x * scale[:, :, None, None] + bias[:, None, None] + strength * noise.double()
+        return 1.5 * functional.leaky_relu(x, 0.2)
+
+    moved = [t.to(dtype) for t in tensors]
+    moved[0] = fused.laid_out(moved[0], last)
+    compare(kernel, plain, tensors, moved, TOLERANCES[dtype])
+
+
+@over_layouts
+def test_activation_alone(last):
+    x = numbers(2, 3, 5, 4)
+    moved = fused.laid_out(x.float(), last)
+    plain = torch.nn.LeakyReLU(0.2)
+    compare(lambda x: nn.leaky_relu(x, 0.2), plain, [x], [moved], 2e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(nn.leaky_relu(moved, 0.2), plain(moved))
+
+
+RESAMPLING = {
+    "upsample": lambda x: upsample(x, 0.5),
+    "downsample": lambda x: downsample(x, 2),
+    **{f"blur {p}": lambda x, p=p: blur(x, p) for p in range(4)},
+}
+
+
+IN_16_BITS = [("downsample", HALF), ("upsample", BFLOAT)]
+
+
+@over_layouts
+@pytest.mark.parametrize(("name", "dtype"), [(n, FLOAT) for n in RESAMPLING] + IN_16_BITS, ids=str)
+def test_resampling(last, name, dtype):
+    """Against the operators without Triton, which test_resampling.py compares with matrices."""
+    x = numbers(2, 5, 8, 6).to(dtype).double()
+    moved = fused.laid_out(x.to(dtype), last)
+    compare(RESAMPLING[name], RESAMPLING[name], [x], [moved], TOLERANCES[dtype])
+
+
+# The interpreter multiplies the bits of bfloat16.
+@pytest.mark.parametrize(("channels", "groups"), [(16, 2), (48, 6)])
+def test_bottleneck(channels, groups):
+    torch.manual_seed(1)  # with 0, float16 changes the sign of a number before an activation
+    wide = 2 * channels
+    layers = [
+        nn.Conv2d(channels, wide, 1),
+        nn.Conv2d(wide, wide, 3, padding=1, groups=groups),
+        nn.Conv2d(wide, channels, 1, bias=False),
+    ]
+    names = ["x"] + [
+        f"{i}.{name}" for i, layer in enumerate(layers) for name, _ in layer.named_parameters()
+    ]
+    tensors = [
+        numbers(2, channels, 5, 3),
+        *(p.detach() for layer in layers for p in layer.parameters()),
+    ]
+    tensors = [t.half().double() for t in tensors]
+    moved = [t.half() for t in tensors]
+    moved[0] = fused.laid_out(moved[0], True)
+    assert fused.fuses_product(moved[0], layers[0].weight)
+    modules = torch.nn.ModuleList(layers)
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = modules
+
+        def forward(self, x):
+            return nn.bottleneck(x, *self.layers, negative_slope=0.2)
+
+    block = Block()
+
+    def compute(x, *weights):
+        named = {f"layers.{name}": weight for name, weight in zip(names[1:], weights, strict=True)}
+        return torch.func.functional_call(block, named, (x,))
+
+    def plain(*tensors):
+        with fused.without_kernels():
+            return compute(*tensors)
+
+    compare(compute, plain, tensors, moved, 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("preset", "player"), [("r3gan-256", 1), ("stylegan2-256", 0), ("stylegan2-256", 1)]
+)
+def test_networks(preset, player):
+    """A whole network and a gradient penalty, in float32 and with weights that do not vanish."""
+    case = PRESETS[preset].small()
+    config = case.config(["precision.dtype=float32"])
+    network = build_networks(config, case.shape, 0, case.metadata)[player]
+    torch.manual_seed(3)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    inputs = torch.randn(1, *(case.shape if player else [config.model.latent_size]))
+    noise = [torch.randn(1, network.noise_size)] if not player else []
+
+    def gradients():
+        x = inputs.clone().requires_grad_()
+        out = network(x, None, *noise)
+        (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        loss = slope.square().sum() + out.square().sum()
+        weights = list(network.parameters())
+        return [out, slope, *torch.autograd.grad(loss, weights, allow_unused=True)]
+
+    found = gradients()
+    with fused.without_kernels():
+        expected = gradients()
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine is None) == (theirs is None)
+        if theirs is not None:
+            torch.testing.assert_close(
+                mine, theirs, rtol=2e-3, atol=2e-4 * theirs.abs().max().item()
+            )
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_random_words(count):
+    positions = torch.tensor([0, 5, 2**31 + 3, 2**40 + 1])
+    expected = draws.bits(2**62 + 17, "some stream", positions, count)
+    found = fused.philox(positions, -(-count // 4), zlib.crc32(b"some stream"), 17, 2**30)
+    assert torch.equal(found[:, :count], expected)
