@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
+# For tests, which interpret gatdist's kernels and compile them for GPUs. torch's builds for CUDA bring their own version.
+TRITON := triton==3.9.0
 
 # Print errors only. pip would compile modules on one core; compileall uses all cores. Compiling is necessary: with
 # PYTHONDONTWRITEBYTECODE set, each process would compile torch and Ray again. Modules that fail to compile are for a newer
@@ -27,6 +29,8 @@ $(READY): requirements.lock pyproject.toml
 	@echo "setup: installing into $(VENV) (a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) -r requirements.lock
+	@$(BIN)/python -c 'import triton' 2> /dev/null || $(INSTALL) --only-binary :all: $(TRITON) || \
+		echo "setup: no triton for this machine: its tests are skipped"
 	@$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|testing)/' $(VENV)/lib || true
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@

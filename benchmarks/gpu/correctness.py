@@ -17,6 +17,8 @@ from gatdist.bench.cases import RULES, Case, Overrides, Size, gatdist_case
 from gatdist.bench.presets import PRESETS
 from gatdist.bench.rounds import timed
 from gatdist.common.numerics import tf32
+from gatdist.models.image.resampling import downsample, upsample
+from gatdist.models.image.stylegan2 import StyledConv2d
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.parallel.recording import CudaRecorder, cuda_recorder
 from gatdist.training.graphs import WARM_UP_STEPS
@@ -236,6 +238,83 @@ def _of_network(
         yield checked(f"{title}, {precision}", _largest(here, there), 10 * tolerance)
 
 
+# Kernels of Triton
+
+
+class _Block(nn.Module):
+    """R3GAN's residual block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        wide = 2 * channels
+        self.widen = own.Conv2d(channels, wide, 1)
+        self.grouped = own.Conv2d(wide, wide, 3, padding=1, groups=wide // 16)
+        self.narrow = own.Conv2d(wide, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return own.bottleneck(x, self.widen, self.grouped, self.narrow, negative_slope=0.2)
+
+
+class _Styled(nn.Module):
+    """What follows StyleGAN2's convolutions, and the filter in front of it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layer = StyledConv2d(channels, channels, 16, up=True)
+        nn.init.ones_(self.layer.noise_strength)
+        self.register_buffer("style", torch.linspace(-1, 1, 16)[None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = x[:, :1].detach().repeat_interleave(2, 2).repeat_interleave(2, 3)
+        return self.layer(downsample(upsample(x)), self.style.expand(len(x), -1), noise)
+
+
+_LAYERS: dict[str, Callable[[int], nn.Module]] = {"residual block": _Block, "styles": _Styled}
+_BY_DTYPE = {"float32": 1e-4, "float16": 0.05, "bfloat16": 0.2}
+_SMALL_LAYER, _LARGE_LAYER = (2, 32, 6, 4), (16, 96, 256, 256)
+
+
+def kernels(device: torch.device) -> Iterator[Row]:
+    """Layers with fused kernels: derivatives, and time compared with torch's operators."""
+    for name, make in _LAYERS.items():
+        layer = make(_SMALL_LAYER[1]).double()
+        x = torch.randn(_SMALL_LAYER, generator=torch.Generator().manual_seed(0)).double()
+        there = derivatives(layer, [x], list(layer.parameters()))
+        for precision, tolerance in _BY_DTYPE.items():
+            dtype = getattr(torch, precision)
+            for last in (False, True):
+                title = f"{name}, {precision}{', channels last' * last}"
+                layout = torch.channels_last if last else torch.contiguous_format
+                moved = x.to(device, dtype, memory_format=layout)
+                if not own.fuses(moved):
+                    yield {"name": title, "ok": None, "reason": "no kernels of Triton here"}
+                    continue
+                layer = layer.to(device, dtype)
+                here = derivatives(layer, [moved], list(layer.parameters()))
+                layer = layer.to("cpu", torch.float64)
+                row = checked(title, _largest(here, there), tolerance)
+                if device.type == "cuda":
+                    large = torch.randn(_LARGE_LAYER, device=device, dtype=dtype)
+                    row["speedup"] = _speedup(make, large.to(memory_format=layout))
+                yield row
+
+
+def _speedup(make: Callable[[int], nn.Module], x: Tensor) -> float:
+    """Return how many times as fast forward and backward of a layer are as without kernels."""
+    layer = make(x.shape[1]).to(x.device, x.dtype)
+    x.requires_grad_()
+
+    def step() -> None:
+        y = layer(x)
+        y.backward(torch.ones_like(y))
+
+    step()
+    fused_s = call_s(step, 10)
+    with own.without_kernels():
+        step()
+        return call_s(step, 10) / fused_s
+
+
 def derivatives(
     compute: Callable[..., Tensor], inputs: list[Tensor], weights: list[Tensor]
 ) -> list[Tensor]:
@@ -278,6 +357,7 @@ CHECKS: dict[str, Callable[[torch.device], Iterator[Row]]] = {
     **{rule: partial(precisions, rule) for rule in ("alternating", "simultaneous", "one_stage")},
     "convolutions": convolutions,
     "networks": networks,
+    "kernels": kernels,
     "repeated": repeated,
     "graphs": graphs,
     "compiled": compiled,

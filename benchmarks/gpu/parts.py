@@ -23,7 +23,7 @@ def implementations(preset: str) -> list[str]:
     if network == "stylegan2":
         names.append("published_by_sample")
     if preset in LARGE:
-        names.append("gatdist_graphs")
+        names += ["gatdist_graphs", "gatdist_without_triton"]
     if preset in LARGE and "path_length" not in config.game.penalties:
         names.append("gatdist_compiled")  # of what has no second derivatives: the generator
     return names

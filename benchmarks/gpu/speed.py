@@ -6,6 +6,7 @@ import gc
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -22,6 +23,7 @@ from gatdist.bench.presets import PRESETS, PresetCase
 from gatdist.bench.published import with_published_operators
 from gatdist.bench.rounds import settled
 from gatdist.config import Config
+from gatdist.nn import without_kernels
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.parallel.recording import cuda_recorder
 from gatdist.training.graphs import WARM_UP_STEPS
@@ -78,6 +80,7 @@ _CONSTANT = [f"optim.{player}.betas=[0.0, 0.99]" for player in ("generator", "di
 IMPLEMENTATIONS: dict[str, tuple[Build, list[str]]] = {
     "gatdist": (gatdist, []),
     "gatdist_graphs": (gatdist, ["precision.cuda_graphs=true", *_CONSTANT]),
+    "gatdist_without_triton": (gatdist, []),
     "gatdist_compiled": (gatdist, ["precision.compile=['generator']"]),
     "hand_written": (hand_written, []),
     "published": (published, []),
@@ -102,7 +105,8 @@ def measure(
         return {"skipped": "needs CUDA"}
     case = PRESETS[preset] if size == "full" else PRESETS[preset].small()
     config = case.config(settings)
-    with as_configured(config), settled():
+    kernels_of_triton = without_kernels() if "without_triton" in implementation else nullcontext()
+    with as_configured(config), settled(), kernels_of_triton:
         if device.type != "cuda":
             memory = measure_memory(lambda: build(case, config, device))
             peak = {"peak_bytes": memory.state_bytes + memory.peak_bytes}

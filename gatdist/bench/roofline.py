@@ -195,7 +195,8 @@ def describe(found: Mapping[str, Any]) -> str:
     gpus += [_row(gpu) for gpu in found["gpus"]]
     return "\n".join(
         [
-            f"A step on one GPU with {found['batch']} samples, computed from shapes, not measured:",
+            f"A step on one GPU with {found['batch']} samples, computed from shapes, not measured,",
+            "with the fused kernels of gatdist.nn, which need Triton (in torch's builds for CUDA):",
             "",
             aligned(steps),
             "",

@@ -18,7 +18,7 @@ from gatdist.nn.convolutions import (
     slow_layer,
 )
 from gatdist.nn.derivatives import derivatives_of_gpus, has_derivatives_of_gpus, is_plain
-from gatdist.nn.fused import fuses
+from gatdist.nn.fused import fuses, without_kernels
 
 __all__ = [
     "Conv1d",
@@ -39,4 +39,5 @@ __all__ = [
     "shared_casts",
     "slow_layer",
     "styled_leaky_relu",
+    "without_kernels",
 ]

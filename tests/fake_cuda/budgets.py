@@ -62,11 +62,15 @@ def with_tables(page: str, found: dict[str, Table]) -> str:
     return page
 
 
-def _shown(found: dict[str, Table]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _shown(
+    found: dict[str, Table], cases: tuple[str, ...] = ("preset",)
+) -> Iterator[tuple[str, dict[str, Any]]]:
     kinds = {"due": "all penalties due", "plain": "no penalty due"}
     for name in SHOWN:
-        for kind, costs in found[f"preset/{name}"].items():
-            yield f"`{name}`, {costs['batch']} | {kinds[kind]}", costs
+        for case in cases:
+            suffix = ", without Triton" if case == "without-triton" else ""
+            for kind, costs in found[f"{case}/{name}"].items():
+                yield f"`{name}`, {costs['batch']} | {kinds[kind]}{suffix}", costs
 
 
 def _costs(found: dict[str, Table]) -> Iterator[str]:
@@ -75,7 +79,7 @@ def _costs(found: dict[str, Table]) -> Iterator[str]:
         "| GiB through kernels | peak GiB |"
     )
     yield "| --- | --- | --- | --- | --- | --- | --- |"
-    for step, costs in _shown(found):
+    for step, costs in _shown(found, ("preset", "without-triton")):
         yield (
             f"| {step} | {costs['operators']:,} "
             f"| {costs['convolutions']:,} ({costs['map_kernels']:,}) | {costs['tflop']:.1f} "

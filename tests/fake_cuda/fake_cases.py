@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from gatdist.bench.cases import SIZES
 from gatdist.bench.presets import PRESETS, PresetCase
 from gatdist.bench.step_costs import Costs, fake_tensors, step_costs
 from gatdist.config import BOTH, Config
+from gatdist.nn import without_kernels
 
 CUDA = torch.device("cuda", 0)
 
@@ -30,16 +31,18 @@ class FakeCase:
         shape: Of one sample.
         classes: Of the data; 0 if unlabelled.
         metadata: Of the samples.
+        kernels: Whether the GPU has Triton, which torch's builds for CUDA bring along.
     """
 
     config: Config
     shape: tuple[int, ...]
     classes: int = 0
     metadata: dict[str, Any] = field(default_factory=dict)
+    kernels: bool = True
 
 
-def _preset(case: PresetCase) -> FakeCase:
-    return FakeCase(case.config(), case.shape, case.classes, dict(case.metadata))
+def _preset(case: PresetCase, *, kernels: bool = True) -> FakeCase:
+    return FakeCase(case.config(), case.shape, case.classes, dict(case.metadata), kernels)
 
 
 def _rule(name: str, dtype: str, **sections: Any) -> Callable[[], FakeCase]:
@@ -72,6 +75,11 @@ RULES["alternating-float16"] = _rule("alternating", "float16")
 CASES: dict[str, Callable[[], FakeCase]] = {
     f"preset/{name}": partial(_preset, case) for name, case in PRESETS.items()
 }
+# What has kernels of Triton, without them.
+CASES |= {
+    f"without-triton/{name}": partial(_preset, PRESETS[name], kernels=False)
+    for name in ("r3gan-256", "stylegan2-256", "glyphs-r3gan", "glyphs-stylegan2")
+}
 CASES |= {f"rule/{name}": case for name, case in RULES.items()}
 
 
@@ -103,7 +111,7 @@ def costs(case: FakeCase, *, locates: bool = False) -> dict[str, Costs]:
 
     Only ``due`` if the two do not differ.
     """
-    with fake_cuda():
+    with fake_cuda(), nullcontext() if case.kernels else without_kernels():
         return step_costs(
             case.config,
             case.shape,

@@ -29,7 +29,7 @@ SLOW = {
         *("r3gan-imagenet-32", "r3gan-imagenet-64"),
         *("sngan-64", "sngan-128", "stylegan2-auto-256"),
     )
-}
+} | {f"without-triton/{name}" for name in ("r3gan-256", "stylegan2-256")}
 QUICK = [name for name in BUDGETS if name not in SLOW]
 
 
@@ -92,6 +92,15 @@ def test_large_step_is_within_its_budget(name):
     require_within_budget(name, measured(name)[name])
 
 
+@pytest.mark.parametrize("name", [name for name in BUDGETS if name.startswith("without-triton/")])
+def test_kernels_of_triton_save_operators_and_bytes(name):
+    with_kernels = BUDGETS[name.replace("without-triton", "preset")]
+    for kind, without in BUDGETS[name].items():
+        assert with_kernels[kind]["tflop"] == without["tflop"]
+        for key in budgets.SCALED:
+            assert with_kernels[kind][key] < 0.85 * without[key]
+
+
 def test_every_preset_has_a_budget():
     assert {f"preset/{name}" for name in preset_names()} <= BUDGETS.keys()
 
@@ -129,7 +138,8 @@ def test_a_larger_count_exceeds_the_budget(key):
 # What a budget may have anything of: ADA looks up pixels by a gather; ``competitive`` decides when
 # it has converged.
 EXCEPTIONS = {
-    f"preset/{name}": {"nondeterministic"}
+    f"{kind}/{name}": {"nondeterministic"}
+    for kind in ("preset", "without-triton")
     for name in preset_names()
     if getattr(load_config(name).game.augmentation, "name", "") == "ada"
 } | {f"rule/competitive-{dtype}": {"host_reads"} for dtype in ("bfloat16", "float32")}
@@ -289,3 +299,25 @@ def test_float64_operators_that_remain():
         assert (of_statistics, costs.float64) == (9, 6), (of_statistics, costs.float64)
     """)
     assert found["host_reads"] == found["cpu"] == found["copies"] == 0
+
+
+LOCATED = """
+    import fake_device
+    fake_device.load()
+    import json
+    import torch
+    from fake_cases import CUDA, fake_cuda
+    from gatdist.bench.step_costs import CostMode
+    from gatdist.models.layers import uniform
+
+    with fake_cuda(), CostMode(CUDA, locates=True) as mode:
+        costs = mode.start()
+        uniform(torch.empty(3, dtype=torch.float64, device=CUDA))
+        print(json.dumps(list(costs.where)))
+"""
+
+
+def test_lines_of_gatdist_are_located():
+    found = json.loads(finish(start("-c", textwrap.dedent(LOCATED))))
+    assert found
+    assert all(" at models/layers.py:" in place for place in found)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from benchmarks.gpu import correctness
 from gatdist import nn
 from gatdist.bench.presets import PRESETS
 from gatdist.models import build_networks
@@ -158,9 +159,10 @@ def test_bottleneck(channels, groups):
     compare(compute, plain, tensors, moved, 1e-2)
 
 
-@pytest.mark.parametrize(
-    ("preset", "player"), [("r3gan-256", 1), ("stylegan2-256", 0), ("stylegan2-256", 1)]
-)
+SLOW = [pytest.param("stylegan2-256", player, marks=pytest.mark.slow) for player in (0, 1)]
+
+
+@pytest.mark.parametrize(("preset", "player"), [("r3gan-256", 0), ("r3gan-256", 1), *SLOW])
 def test_networks(preset, player):
     """A whole network and a gradient penalty, in float32 and with weights that do not vanish."""
     case = PRESETS[preset].small()
@@ -189,6 +191,15 @@ def test_networks(preset, player):
             torch.testing.assert_close(
                 mine, theirs, rtol=2e-3, atol=2e-4 * theirs.abs().max().item()
             )
+
+
+@pytest.mark.slow
+def test_benchmark_of_gpus():
+    rows = correctness.run("kernels", torch.device("cpu"))["rows"]
+    assert len(rows) == 12
+    for row in rows:
+        if row["name"] != "residual block, bfloat16, channels last":  # the interpreter's products
+            assert row["ok"], row
 
 
 @pytest.mark.parametrize("count", [1, 4, 7])

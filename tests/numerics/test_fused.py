@@ -40,9 +40,10 @@ def output_of(*arguments, **variables):
 
 
 @needs_triton
-def test_kernels_compute_what_torch_does():
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_compute_what_torch_does(which):
     tests = str(HERE / "interpreted_kernels.py")
-    options = "-q", "-p", "no:cacheprovider", "--tb=short", "--no-showlocals"
+    options = "-q", "-m", which, "-p", "no:cacheprovider", "--tb=short", "--no-showlocals"
     found = output_of("-m", "pytest", *options, tests, TRITON_INTERPRET="1")
     assert "passed" in found
     assert "skipped" not in found

@@ -240,6 +240,12 @@ def test_repeated_and_continued_runs_are_identical():
     assert [row["ok"] for row in rows] == [True] * 4 + [None]
 
 
+def test_kernels_of_triton_are_compared_where_they_run():
+    rows = correctness.run("kernels", CPU)["rows"]
+    assert len(rows) == 12
+    assert {row["reason"] for row in rows} == {"no kernels of Triton here"}
+
+
 def test_a_difference_is_found():
     ones = torch.ones(4)
     assert not correctness.identical("runs", ones, ones + torch.tensor([0, 0, 0, 1e-7]))["ok"]

@@ -46,4 +46,6 @@ def test_all_dependencies_are_pinned() -> None:
     requested = {plain(Requirement(text).name) for text in project["dependencies"]}
     for extra in extras.keys() - {"bench"}:  # peers of the benchmarks are not pinned
         requested |= {plain(Requirement(text).name) for text in extras[extra]}
-    assert requested - {plain(line.partition("==")[0]) for line in LINES} == {"gatdist"}
+    # torch's builds for CUDA pin triton to their own version; `make setup` adds it to others.
+    unpinned = {"gatdist", "triton"}
+    assert requested - {plain(line.partition("==")[0]) for line in LINES} == unpinned
