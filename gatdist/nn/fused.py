@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -52,17 +52,12 @@ def without_kernels() -> Iterator[None]:
 
 def runs_kernels(x: Tensor) -> bool:
     """Return whether kernels for ``x`` run, or would on a GPU if it is a fake tensor."""
-    return _enabled and (_is_counting() or (_has_triton(x.device.type) and _works(x.device)))
+    return _enabled and (_is_counting() or _works(x.device))
 
 
 def _is_counting() -> bool:
     """Return whether tensors are fake: operators are counted, not run."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
-
-
-def _has_triton(device_type: str) -> bool:
-    on_amd = torch.version.hip is not None  # untested
-    return device_type in DEVICES and not on_amd and find_spec("triton") is not None
 
 
 @cache
@@ -71,6 +66,9 @@ def _works(device: torch.device) -> bool:
 
     Wrong or missing kernels must not end or change a run: it does without them then.
     """
+    on_amd = torch.version.hip is not None  # untested
+    if device.type not in DEVICES or on_amd or find_spec("triton") is None:
+        return False
     try:
         with torch.autocast(device.type, enabled=False):
             problem = "" if _agree(device) else "its results are wrong"
@@ -111,7 +109,7 @@ def fuses(x: Tensor) -> bool:
     """Return whether layers on samples [n, c, h, w] use the operators of this module."""
     if x.dim() != 4 or x.dtype not in _DTYPES or is_plain(x):
         return False
-    return x[0].numel() < _LARGEST if len(x) and runs_kernels(x) else False
+    return 0 < x.numel() < _LARGEST * len(x) and runs_kernels(x)
 
 
 def fuses_product(x: Tensor, weight: Tensor) -> bool:
@@ -150,8 +148,10 @@ def _operator(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
         name = launch.__name__
 
         def run(*args: Any) -> Any:
-            results = fake(*args)
-            launch(*args, *(results if isinstance(results, tuple) else (results,)))
+            results, device = fake(*args), args[0].device
+            # Triton launches on the current device.
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                launch(*args, *(results if isinstance(results, tuple) else (results,)))
             return results
 
         _library.define(f"{name}{schema}")

@@ -54,7 +54,7 @@ def activate(
     x, scale, bias, noise, strength, y, signs, pixels, channels, noise_stride, slope, gain,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """Y = gain · leaky ReLU(x · scale[n, c] + bias[c] + strength · noise[n, p])."""
+    """Compute y = gain · leaky ReLU(x · scale[n, c] + bias[c] + strength · noise[n, p])."""
     sample = tl.program_id(2).to(tl.int64)
     block = tl.program_id(0)
     p, c, row, column, inside = _tile(block, pixels, channels, PIXELS, CHANNELS, LAST)
@@ -80,9 +80,9 @@ def activate_gradient(
     grad, signs, x, scale, noise, out, sums, pixels, channels, noise_stride, slope, gain,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr, LAST: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Out = g · scale with g = grad · derivative; sums of g, g · x and g · noise over pixels.
+    """Compute out = g · scale, with g = grad · derivative.
 
-    ``sums``, if any, is [n, blocks, 3, channels].
+    ``sums``, if any, are of g, g · x and g · noise over pixels: [n, blocks, 3, channels].
     """
     sample = tl.program_id(2).to(tl.int64)
     AXIS: tl.constexpr = 0 if LAST else 1
@@ -121,7 +121,7 @@ def pointwise(
     stride_out, stride_in, slope, gain,
     ROWS: tl.constexpr, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
-    """Y [rows, outputs] = x [rows, inputs] · weightᵀ, and one of what follows it.
+    """Compute y [rows, outputs] = x [rows, inputs] · weightᵀ, and one of what follows it.
 
     With ``signs``: the bias and the activation. With ``mask``: the activation's derivative; its
     ``sums`` are [blocks, outputs]. With ``residual``: its addition.
