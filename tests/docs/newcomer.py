@@ -26,6 +26,10 @@ SMALL_NETWORKS = (
     'model.generator={name="residual", width=4}',
     'model.discriminator={name="residual", width=4}',
 )
+OF_PRESETS = {
+    "prompts-hifigan": ("model.generator.width=4", "model.discriminator.period_width=2"),
+    "emoji-pix2pix": ("model.generator.width=4", "model.discriminator.width=4"),
+}
 # … and settings after them. Up to four workers can divide a batch.
 FEW_SAMPLES = (
     "run.total_samples=64",
@@ -54,10 +58,12 @@ def small(arguments: list[str]) -> list[str]:
         is_own = rest[0].endswith(".toml")
         cheap = CHEAP_FEATURES if is_own else ()
         has_own_networks = is_own and "plugins" in tomllib.loads(Path(rest[0]).read_text())
-        networks = () if has_own_networks else SMALL_NETWORKS
+        networks = () if has_own_networks else OF_PRESETS.get(rest[0], SMALL_NETWORKS)
         if "--profile" in rest:  # not for a run that is complete
             rest[rest.index("--profile") + 1] = "steps=1:3"
             rest += ["--run-dir", "runs/profiled"]
+        if rest[0] in OF_PRESETS:
+            cheap = ("evaluate.num_samples=2", "data.held_out=0.5")
         return [command, rest[0], *sets(networks), *rest[1:], *sets((*FEW_SAMPLES, *cheap))]
     if command == "sample":
         return [*arguments, "--num", "3" if "--interpolate" in rest else "12", "--workers", "1"]
