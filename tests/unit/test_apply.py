@@ -28,6 +28,7 @@ from gatdist.common.errors import CheckpointError, ConfigError, DataError, Stora
 from gatdist.data.codecs.arrays import encode_array
 from gatdist.data.codecs.audio import encode_wav
 from gatdist.data.codecs.images import encode_png
+from gatdist.data.format.shard_files import write_dataset
 from gatdist.packing.entries import Entry, Part, Span
 from gatdist.runs.applying import work
 from gatdist.runs.applying.files import output_name
@@ -152,6 +153,16 @@ class TestVocoder:
             one, other = ((tmp_path / f / f"{i}.wav").read_bytes() for f in "ab")
             assert one == other
 
+    def test_tiles_are_in_positions_of_the_files(self, vocoder, tmp_path):
+        files = {"0.npy": encode_array(np.zeros((12, 300), np.float32))}
+        source = write(tmp_path / "in", files)
+        outcome = gatdist.apply(vocoder, source, tmp_path / "out", tile=128)
+        assert (outcome["written"], outcome["field"]) == (1, "mel")
+        with refused(ConfigError, "--tile"):  # less than the receptive field, in samples
+            gatdist.apply(
+                vocoder, write(tmp_path / "wav", {"0.wav": wav(0)}), tmp_path / "b", tile=128
+            )
+
     @pytest.mark.parametrize(("field", "length", "tile"), [("wave", 4096, 2048), ("mel", 256, 128)])
     def test_tiles_give_what_the_whole_gives(self, vocoder, field, length, tile, monkeypatch):
         generator = gatdist.load(vocoder).double()
@@ -227,6 +238,18 @@ class TestTranslation:
         gatdist.pack(source, tmp_path / "packed", workers=1)
         outcome = gatdist.apply(translation, tmp_path / "packed", tmp_path / "out")
         assert outcome["written"] == 3
+
+    def test_a_key_of_a_data_set_stays_inside(self, translation, tmp_path):
+        samples = [("../../../evil", {"png": png(0)}), ("good", {"png": png(1)})]
+        write_dataset(
+            Store(str(tmp_path / "in")),
+            [samples],
+            modality="image",
+            sample_shape=(1, SIDE, SIDE),
+        )
+        outcome = gatdist.apply(translation, tmp_path / "in", tmp_path / "x" / "y" / "out")
+        assert (outcome["written"], outcome["skipped"]) == (1, 1)
+        assert not list(tmp_path.rglob("*evil*"))
 
     def test_any_url(self, translation):
         source = Store("memory://apply/in")

@@ -95,12 +95,13 @@ def prepare(request: Request) -> Plan:
     run = load_run(Store(request.run), torch.device("cpu"), request.checkpoint)
     generator = Generator.of(run)
     readable = readable_fields(generator, Store(request.run).url)
-    if request.tile is not None:  # may be too small
-        Applied(generator, tile=request.tile).axes(readable.main)
     about = _settings(request, run)
     existing = _existing(dest, about)
     folder, is_dataset, listing = _listed(request, readable, dest.child(SPOOL))
     require_allowed(listing, [dest.child(SPOOL)], request.allowed_origins)
+    field = readable.fields[listing.modalities[0]]
+    if request.tile is not None:  # may be too small
+        Applied(generator, tile=request.tile).axes(field)
     skipped = list(listing.skipped)
     outputs = _outputs(listing.entries, generator.sample_format.ending, skipped)
     if request.strict and skipped:
@@ -116,7 +117,7 @@ def prepare(request: Request) -> Plan:
     return Plan(
         job=Job(**shared),
         tasks=_tasks(missing),
-        field=readable.main,
+        field=field,
         samples_seen=generator.samples_seen,
         num_files=len(outputs),
         found=len(outputs) - len(missing),
