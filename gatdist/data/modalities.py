@@ -14,7 +14,7 @@ from gatdist.common.errors import DataError
 from gatdist.config import DataConfig
 from gatdist.data.codecs.arrays import decode_point_into, decode_tokens_into
 from gatdist.data.codecs.audio import AUDIO_EXTENSIONS, decode_audio_into
-from gatdist.data.codecs.formats import IMAGE_COMPONENTS
+from gatdist.data.codecs.formats import IMAGE_COMPONENTS, same_aspect
 from gatdist.data.codecs.images import decode_image_into
 from gatdist.data.codecs.text import Vocabulary, decode_text_into
 from gatdist.data.format.manifest import TARGET, FieldSpec, Manifest, SampleSpec
@@ -168,6 +168,8 @@ def read_spec(manifest: Manifest, config: DataConfig, url: str) -> ReadSpec:
     if fields and config.channels is not None:
         rule = f"does not apply to the samples in {url}, which have several fields"
         raise DataError("data.channels", rule, value=config.channels, hint="Pack with --color")
+    if config.resolution is not None:
+        _require_one_aspect([manifest, *fields.values()], config, url)
     values = {name: getattr(manifest, name) for name in SampleSpec.model_fields}
     read = {
         name: field.model_copy(update={"sample_shape": _shape_read(field, config, url)})
@@ -176,6 +178,19 @@ def read_spec(manifest: Manifest, config: DataConfig, url: str) -> ReadSpec:
     shape = _shape_read(manifest, config, url)
     values |= {"sample_shape": shape, "vocabulary": config.vocabulary, "fields": read or None}
     return ReadSpec.model_validate(values)
+
+
+def _require_one_aspect(fields: Sequence[FieldSpec], config: DataConfig, url: str) -> None:
+    """Raise DataError if crops of a sample's images would show different parts."""
+    shapes = [field.sample_shape[1:] for field in fields if field.modality == "image"]
+    sizes = [(h, w) for h, w in shapes if h is not None and w is not None]
+    if not all(same_aspect(sizes[0], size) for size in sizes):
+        found = " and ".join(f"{h} × {w}" for h, w in dict.fromkeys(sizes))
+        rule = (
+            f"the images of a sample in {url} differ in aspect ratio ({found}) and can't be cropped"
+        )
+        hint = "Remove it, or pack with --transform stretch"
+        raise DataError("data.resolution", rule, value=config.resolution, hint=hint)
 
 
 def _shape_read(field: FieldSpec, config: DataConfig, url: str) -> list[int]:

@@ -87,9 +87,8 @@ def indexed(outcome: Values) -> Iterator[Event]:
     options = ""
     if outcome["shards_url"]:
         options = f" --set data.shards_url={outcome['shards_url']}"
-    if None in outcome["sample_shape"]:
-        is_image = outcome["modality"] == "image"
-        options += f" --set data.{'resolution=64' if is_image else 'length=N'}"
+    for modality in outcome["varying"]:
+        options += f" --set data.{'resolution=64' if modality == 'image' else 'length=N'}"
     classes = plural(n, "class", "classes") if (n := outcome["num_classes"]) else ""
     yield _summary(outcome, classes, options)
 

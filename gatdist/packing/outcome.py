@@ -46,6 +46,12 @@ def write_report(
         raise strict_error(skipped)
 
 
+def varying(spec: SampleSpec) -> list[str]:
+    """Return the modalities of the fields whose samples differ in size or length."""
+    fields = [spec, *(spec.fields or {}).values()]
+    return sorted({field.modality for field in fields if None in field.sample_shape})
+
+
 def outcome(
     dest: Store,
     spec: SampleSpec,
@@ -60,6 +66,7 @@ def outcome(
         "modality": spec.modality,
         "sample_shape": list(spec.sample_shape),
         "fields": [TARGET, *(spec.fields or ())],
+        "varying": varying(spec),
         "num_classes": spec.num_classes,
         "shards": len(shards),
         "samples": sum(shard.num_samples for shard in shards),

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from gatdist.common.errors import DataError
 from gatdist.data.codecs import CodecError
 from gatdist.data.codecs.audio import read_audio_header
+from gatdist.data.codecs.formats import same_aspect
 from gatdist.data.codecs.images import read_image_header
 from gatdist.packing.convert import CONVERTERS, Converter
 from gatdist.packing.fetch import Contents
@@ -132,7 +133,7 @@ class Samples:
                 raise self._named(i, error) from error
             found[self._names[i]] = header.height, header.width
         for (one, (h, w)), (other, (height, width)) in combinations(found.items(), 2):
-            if abs(h * width - w * height) > max(h, w, height, width):  # a pixel of the smaller
+            if not same_aspect((h, w), (height, width)):
                 sizes = f"{one} is {h} × {w}, {other} {height} × {width}"
                 rule = f"has images that differ in aspect ratio: {sizes} (height × width)"
                 raise CodecError(rule, hint="Crop them first, or use --transform stretch")

@@ -402,3 +402,24 @@ def test_shards_are_recognized_by_the_fields(tmp_path: Path) -> None:
                 tar.addfile(info, io.BytesIO(TARGETS[i]))
     fields = {"target": "photo.png", "input": "edges.*"}
     assert pack(tmp_path / "0.tar", tmp_path / "packed", fields=fields)["kind"] == "webdataset"
+
+
+@pytest.mark.parametrize("sizes", [[(8, 8)] * 3, [(8, 8), (8, 12), (8, 8)]])
+def test_images_of_shards_differ_in_aspect_only_if_none_is_cropped(
+    sizes: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for i, size in enumerate(sizes):
+            for name, data in (("photo.png", image(i, size)), ("edges.png", image(i, (4, 6)))):
+                info = tarfile.TarInfo(f"{i}.{name}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    fields = {"target": "photo.png", "input": "edges.png"}
+    if len(set(sizes)) > 1:
+        with refused(DataError, "--field"):
+            gatdist.index(str(tmp_path), fields=fields, workers=1)
+        return
+    gatdist.index(str(tmp_path), fields=fields, workers=1)
+    assert read(tmp_path)[0]["input"].shape == (3, 4, 6, 3)
+    with refused(DataError, "data.resolution"):
+        read(tmp_path, resolution=4)

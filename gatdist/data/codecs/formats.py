@@ -185,6 +185,15 @@ def upright_size(height: int, width: int, orientation: int) -> tuple[int, int]:
     return (width, height) if orientation >= 5 else (height, width)
 
 
+def same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Return whether two sizes, (height, width), have one aspect ratio.
+
+    The smaller one may be rounded to whole pixels.
+    """
+    (h, w), (height, width) = one, other
+    return abs(h * width - w * height) <= max(h, w, height, width)
+
+
 def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Return an upright view of stored pixels [H, W, C]."""
     if orientation >= 5:

@@ -35,7 +35,7 @@ from gatdist.packing.indexing.task import (
     write_energon_folder,
 )
 from gatdist.packing.labels import UNLABELLED, numbering
-from gatdist.packing.outcome import REPORT, outcome, write_report
+from gatdist.packing.outcome import REPORT, outcome, varying, write_report
 from gatdist.packing.sources.fields import belonging
 from gatdist.packing.sources.files import system_file
 from gatdist.storage import Store
@@ -141,6 +141,7 @@ def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
         raise _unusable(indexing, records, skipped)
     shards = [shard for shard, _ in used]
     spec = _spec(job, [record for _, record in used], names, num_classes)
+    _require_one_aspect(spec, used)
     is_beside = job.source.rstrip("/") == job.dest.rstrip("/")
     elsewhere = None if is_beside else without_credentials(job.source)
     write_manifest(dest, shards, spec, shards_url=elsewhere)
@@ -154,6 +155,16 @@ def finish(indexing: Indexing, records: Sequence[Record]) -> dict[str, Any]:
         **outcome(dest, spec, shards, skipped, ignored, remarks),
         "shards_url": elsewhere if elsewhere and not _is_reachable(dest, elsewhere) else "",
     }
+
+
+def _require_one_aspect(spec: SampleSpec, used: Sequence[tuple[Shard, Record]]) -> None:
+    """Raise DataError if images must be cropped as they are read, and those of a sample can't."""
+    count = sum(record.uneven[0] for _, record in used)
+    if count and "image" in varying(spec):
+        first = next(f"{s.name}/{record.uneven[1]}" for s, record in used if record.uneven[0])
+        rule = f"images differ in size, and {count:,} samples have images of different aspect "
+        rule += f"ratios, such as {first}"
+        raise DataError("--field", rule, hint="Pack them with --size and --transform stretch")
 
 
 def _is_reachable(dest: Store, shards_url: str) -> bool:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gatdist.common.errors import DataError, StorageError
 from gatdist.data.codecs import CodecError
+from gatdist.data.codecs.formats import same_aspect
 from gatdist.data.codecs.labels import read_label
 from gatdist.data.format.manifest import Shard
 from gatdist.data.format.shard_files import Row, encode_index
@@ -100,6 +101,7 @@ class Record(BaseModel):
     scattered: int = 0  # number of keys whose files are not adjacent
     shapes: list[list[list[int]]] = []  # different shapes of each field, two at most
     longest: list[int] = []  # the largest last dimension of all shapes of each field
+    uneven: tuple[int, str] = (0, "")  # samples whose images differ in aspect ratio, and the first
     labels: list[int | str] = []
     num_keys: int = 0  # samples in the tar, skipped ones included
     remarks: Remarks = {}
@@ -170,6 +172,7 @@ class Worker(BaseWorker[Record]):
             scattered=len(scan.scattered),
             shapes=[[list(shape) for shape in shapes] for shapes in checks.shapes],
             longest=checks.longest,
+            uneven=checks.uneven,
             labels=sorted(checks.labels, key=str),
             num_keys=len(scan.begins) - 1,
             remarks={kind: (n, f"{task.name}/{key}") for kind, (n, key) in checks.remarks.items()},
@@ -210,6 +213,7 @@ class _Checks:
         self._label_component, _, self._label_field = (job.label or "").partition(":")
         self.shapes: list[set[tuple[int, ...]]] = [set() for _ in job.checked]
         self.longest = [0] * len(job.checked)
+        self.uneven = (0, "")
         self.labels: set[int | str] = set()
         self.unlabelled: list[str] = []
         self.remarks: Remarks = {}
@@ -228,13 +232,7 @@ class _Checks:
             else:
                 self.labels.add(label)
                 members.append(file)
-        images = [
-            member.content
-            for member, field in zip(chosen, self._job.checked, strict=True)
-            if field.modality == "image"
-        ]
-        for kind in dict.fromkeys(kind for content in images for kind in image_remarks(content)):
-            add_remark(self.remarks, kind, sample.key)
+        self._look_at_images(sample.key, chosen, shapes)
         for i, shape in enumerate(shapes):
             if len(self.shapes[i]) < _MAX_SHAPES:
                 self.shapes[i].add(shape)
@@ -244,6 +242,19 @@ class _Checks:
             (key, m.component.encode(), m.offset, len(m.content), crc32(m.content))
             for m in sorted(members, key=lambda member: member.offset)
         ]
+
+    def _look_at_images(
+        self, key: str, chosen: Sequence[Member], shapes: Sequence[tuple[int, ...]]
+    ) -> None:
+        fields = self._job.checked
+        images = [i for i, field in enumerate(fields) if field.modality == "image"]
+        kinds = [kind for i in images for kind in image_remarks(chosen[i].content)]
+        for kind in dict.fromkeys(kinds):
+            add_remark(self.remarks, kind, key)
+        sizes = [(shapes[i][1], shapes[i][2]) for i in images]
+        if not all(same_aspect(sizes[0], size) for size in sizes):
+            count, first = self.uneven
+            self.uneven = count + 1, first or key
 
 
 def _only(members: Sequence[Member], field: Field) -> Member:
