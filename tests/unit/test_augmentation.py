@@ -1,6 +1,7 @@
 """Augmentation is a function of (seed, stream, position), exact where possible, and adaptive."""
 
 import math
+from contextlib import nullcontext
 from functools import reduce
 
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 from gatdist.common.errors import ConfigError
+from gatdist.common.numerics import kernels
 from gatdist.common.registry import call_with_options
 from gatdist.config import parse_config
-from gatdist.game.augmentation import augmentations, build_augmentation
+from gatdist.game.augmentation import augmentations, build_augmentation, warp
+from gatdist.nn import derivatives_of_gpus
 from support import refused
 
 CPU = torch.device("cpu")
@@ -467,3 +470,41 @@ def test_augmentation_is_built_from_configuration(name):
     assert isinstance(built, augmentations[name])
     with refused(ConfigError, "game.augmentation"):
         build_augmentation(config_with(name=name), (2,), CPU)
+
+
+# Interpolation as on GPUs
+
+
+def test_images_are_interpolated_on_gpus_as_on_cpus():
+    generator = torch.manual_seed(0)
+
+    def numbers(*shape):
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    for shape in ((4, 3, 16, 16), (2, 3, 9, 4), (2, 1, 1, 6), (3, 2, 8, 33)):
+        x = numbers(*shape).requires_grad_()
+        sources = torch.eye(3, dtype=torch.float64) + 0.3 * numbers(shape[0], 3, 3)
+        sources[:, :2, 2] *= 10
+        direction = numbers(*shape).requires_grad_()
+        results = []
+        for as_on_gpus in (nullcontext, derivatives_of_gpus):
+            with as_on_gpus():
+                y = warp.resample(x, sources)
+                (slope,) = grad(y, x, direction, create_graph=True)
+                results.append([y, slope, *grad(slope.pow(3).sum(), direction)])
+        for mine, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-11 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_images_are_interpolated_by_gathers_if_kernels_must_be_deterministic(deterministic):
+    with derivatives_of_gpus(), kernels(deterministic=deterministic):
+        y = warp.resample(images(2, 3, 8, 8).requires_grad_(), torch.eye(3).expand(2, 3, 3))
+    names, nodes = set(), [y.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None:
+            names.add(node.name())
+            nodes += [before for before, _ in node.next_functions]
+    assert any("Gather" in name for name in names) == deterministic
+    assert any("Interpolated" in name for name in names) != deterministic
