@@ -87,7 +87,8 @@ def to_torch(run: TrainedRun) -> bytes:
     """
     exported, file = Exported(run), io.BytesIO()
     about = {"description.json": json.dumps(exported.description)}
-    torch.export.save(exported.program, file, extra_files=about)
+    with _quiet_exporter():
+        torch.export.save(exported.program, file, extra_files=about)
     content = file.getvalue()
     program = torch.export.load(io.BytesIO(content)).module()
     exported.require_equal(lambda inputs: program(**inputs))
@@ -134,7 +135,7 @@ def to_onnx(run: TrainedRun) -> bytes:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence torch's exporter, which reports internals and optional packages."""
+    """Silence torch's exporters, which report internals and optional packages."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

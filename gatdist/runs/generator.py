@@ -195,6 +195,10 @@ def folded(network: nn.Module) -> nn.Module:
     """
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):
+            # A copy shares its class with the original, whose weight torch would remove.
+            kind = type(module)
+            own = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+            module.__class__ = type(kind.__name__, kind.__bases__, own)
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 # torch makes a buffer of a weight that is computed from frozen tensors.
                 module.requires_grad_(True)

@@ -16,7 +16,7 @@ from gatdist.models.image.translation import UNetGenerator
 from gatdist.models.spectrograms import slaney_bands
 from gatdist.models.tiling import Axis, in_tiles, measure
 from gatdist.runs import load_run
-from gatdist.runs.generator import folded
+from gatdist.runs.generator import Generator, folded
 from gatdist.storage import Store
 from support import refused
 
@@ -161,6 +161,17 @@ class TestLoaded:
         assert not any("parametrizations" in name for name in network.state_dict())
         assert float((network(mel) - expected).abs().max()) < 1e-12
         assert not any(p.requires_grad for p in gatdist.load(vocoder).parameters())
+
+    def test_the_network_of_the_run_stays_as_it_was(self, vocoder):
+        run = trained(vocoder)
+        before = {name: tensor.clone() for name, tensor in run.generator.state_dict().items()}
+        mel = torch.randn(2, 12, 30)
+        made = [generator(mel=mel) for generator in (Generator.of(run), Generator.of(run))]
+        assert torch.equal(*made)
+        assert torch.equal(run.generator(mel), made[0])
+        after = run.generator.state_dict()
+        assert list(after) == list(before)
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
     def test_a_checkpoint_is_chosen_by_its_samples(self, vocoder):
         mel = torch.zeros(1, 12, 8)
