@@ -72,16 +72,20 @@ def write_pairs(folder: Path, count: int = 16) -> None:
     )
 
 
-def train_vocoder(run: Path, *overrides: str) -> Path:
-    """Train on clips, and return the run directory."""
-    samples = [(f"{i:03d}", {"wav": encode_wav(clip(i), RATE)}) for i in range(16)]
+def write_clips(folder: Path, count: int = 16) -> None:
+    samples = [(f"{i:03d}", {"wav": encode_wav(clip(i), RATE)}) for i in range(count)]
     write_dataset(
-        Store(str(run.parent / f"data-of-{run.name}")),
+        Store(str(folder)),
         [samples],
         modality="audio",
         sample_shape=(1, LENGTH),
         sample_rate=RATE,
     )
+
+
+def train_vocoder(run: Path, *overrides: str) -> Path:
+    """Train on clips, and return the run directory."""
+    write_clips(run.parent / f"data-of-{run.name}")
     return _train(run, [*VOCODER, *overrides])
 
 

@@ -123,6 +123,10 @@ class Game:
             ScheduledPenalty(name, penalties[name], requested.strength, requested.every_steps)
             for name, requested in sorted(config.game.penalties.items())
         )
+        for each in scheduled:
+            if each.penalty.at == "latents" and not task.takes_latents:
+                rule = f"needs latents, which the task {config.game.task.name!r} does not use"
+                raise ConfigError(f"game.penalties.{each.name}", rule, hint="Leave it out")
         networks = dict(zip(BOTH, (generator, discriminator), strict=True))
         decays = {tag: d for p in scheduled for tag, d in p.penalty.averages.items()}
         return cls(
@@ -344,7 +348,7 @@ class Game:
         total = mean_over_maps(self.loss.generator, context.real_scores, fake)
         observations = Observations()
         samples_seen = batch.step * self.step_samples
-        if not self.terms:
+        if not self.terms and self.adversarial_weight == Schedule.constant(1.0):
             return total, observations
         observations["loss/adversarial"] = total.detach()
         total = self.adversarial_weight.at(samples_seen) * total

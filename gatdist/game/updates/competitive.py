@@ -11,7 +11,7 @@ from gatdist.config import BOTH, GameConfig, PlayerName
 from gatdist.game.game import Game
 from gatdist.game.losses import losses
 from gatdist.game.penalties import Observations
-from gatdist.game.updates.rule import Step, register_update_rule
+from gatdist.game.updates.rule import Step, register_update_rule, require_adversarial_only
 from gatdist.game.updates.second_order import (
     Gradients,
     Losses,
@@ -45,7 +45,7 @@ class Competitive(SecondOrder):
         max_iterations: of conjugate gradients, ≥ 1.
 
     Raises:
-        ConfigError: the loss is not zero-sum.
+        ConfigError: the loss is not zero-sum, or the generator has other losses.
     """
 
     plain_descent = True
@@ -67,6 +67,12 @@ class Competitive(SecondOrder):
                 value=config.loss,
                 hint=f"Use {' or '.join(known)}, or another rule",
             )
+        require_adversarial_only(game, "competitive")
+        for penalty in game.penalties:
+            if penalty.penalty.player == "generator" and not game.apart(penalty):
+                rule = "belongs to the generator, whose loss the rule 'competitive' takes as value"
+                hint = "Leave it out, or use another rule"
+                raise ConfigError(f"game.penalties.{penalty.name}", rule, hint=hint)
         for name, value in (("tolerance", tolerance), ("max_iterations", max_iterations)):
             if value <= 0:
                 raise ConfigError(f"game.rule_options.{name}", "must be above 0", value=value)

@@ -22,7 +22,7 @@ from gatdist.game.game import Game
 from gatdist.game.losses import losses
 from gatdist.game.penalties import Observations
 from gatdist.game.scores import Scores
-from gatdist.game.updates.rule import register_update_rule
+from gatdist.game.updates.rule import register_update_rule, require_adversarial_only
 from gatdist.game.updates.simultaneous import Hook, Simultaneous
 from gatdist.parallel import draws
 from gatdist.parallel.batch import Batch
@@ -40,7 +40,8 @@ class OneStage(Simultaneous):
     ``simultaneous`` (:meth:`reconsider`).
 
     Raises:
-        ConfigError: the loss has no ratio γ, or the discriminator couples the samples of a batch.
+        ConfigError: the loss has no ratio γ, the generator has other losses, or the discriminator
+            returns several logits per sample or couples the samples of a batch.
     """
 
     def __init__(self, game: Game, config: GameConfig) -> None:
@@ -54,6 +55,7 @@ class OneStage(Simultaneous):
                 value=config.loss,
                 hint=f"Use the rule 'simultaneous', or one of the losses {', '.join(known)}",
             )
+        require_adversarial_only(game, "one_stage")
         layer = coupling_layer(game.discriminator)
         if layer is not None:
             raise ConfigError(
@@ -111,6 +113,14 @@ class OneStage(Simultaneous):
         self, batch: Batch, real: Scores, fake: Scores, fakes: Mapping[str, Tensor]
     ) -> tuple[dict[str, Hook], Observations]:
         assert self.game.loss.ratio is not None
+        if len(fake.maps) > 1 or fake.maps[0].dim() > 1:
+            shapes = ", ".join(str(list(logits.shape[1:])) for logits in fake.maps)
+            raise ConfigError(
+                "game.update_rule",
+                f"needs one logit per sample; the discriminator returns maps of {shapes}",
+                value="one_stage",
+                hint="Use 'simultaneous', or a discriminator that returns logits [n]",
+            )
         ratio = self.game.loss.ratio(real.logits.detach(), fake.logits.detach())  # γ: [n]
         # Beyond this the other factor has left the range of the dtype that computes it.
         limit = torch.finfo(self.game.autocast or ratio.dtype).max ** 0.5
@@ -121,11 +131,9 @@ class OneStage(Simultaneous):
         if not draws.is_readable(usable):
             self._unusable = (~usable).to(ratio.dtype).expand(len(ratio))
         factor = ratio.where(usable, torch.nan)
-        factor = factor.view(-1, *[1] * (fake.samples.dim() - 1))
         with torch.no_grad():
             loss = self.game.loss.generator(real.logits, fake.logits)
-        hooks: dict[str, Hook] = {self.game.task.target: lambda gradient: gradient * factor}
-        return hooks, {"loss/generator": loss}
+        return dict.fromkeys(fakes, _scaled(factor)), {"loss/generator": loss}
 
     def _penalized(self, batch: Batch, fake: Scores) -> Scores:
         # Detached from the generator, so that no penalty at fakes is multiplied by γ.
@@ -133,6 +141,10 @@ class OneStage(Simultaneous):
         if not leaf.requires_grad:
             return Scores(leaf, fake.detach().maps)
         return self.game.discriminate(leaf, batch, "fake")
+
+
+def _scaled(factor: Tensor) -> Hook:
+    return lambda gradient: gradient * factor.view(-1, *[1] * (gradient.dim() - 1))
 
 
 def _device(game: Game) -> torch.device:

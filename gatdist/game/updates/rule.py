@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gatdist.common.errors import ConfigError, PluginError
 from gatdist.common.registry import Registry, call_with_options, user_code
-from gatdist.config import BOTH, Config, GameConfig, PlayerName, PlayerOptimConfig
+from gatdist.config import BOTH, Config, GameConfig, PlayerName, PlayerOptimConfig, Schedule
 from gatdist.game.adaptive_state import AdaptiveState
 from gatdist.game.game import Game
 from gatdist.game.penalties import Observations, ScheduledPenalty
@@ -221,6 +221,16 @@ def build_update_rule(config: Config, game: Game) -> UpdateRule:
     _check_reused_fakes(config)
     _check_recording(config, kind)
     return rule
+
+
+def require_adversarial_only(game: Game, name: str) -> None:
+    """Refuse losses of the generator that the rule ``name`` would not see."""
+    rule = f"the rule {name!r} needs a generator whose loss is the adversarial one alone"
+    hint = "Leave it out, or use the rule 'simultaneous'"
+    if game.terms:
+        raise ConfigError(f"game.terms.{game.terms[0].name}", rule, hint=hint)
+    if game.adversarial_weight != Schedule.constant(1.0):
+        raise ConfigError("game.adversarial_weight", rule, hint=hint)
 
 
 def _check_optimizer(config: Config, kind: type[UpdateRule], name: PlayerName) -> None:

@@ -1,0 +1,90 @@
+"""What does not go together in games with inputs, terms and maps of logits is refused by name."""
+
+import pytest
+import torch
+
+from conditional_games import SMALL, train
+from conditional_games import TRANSLATION as PAIRS
+from conditional_runs import RUN, SIDE, TRANSLATION, image, write_clips, write_pairs
+from gatdist.common.errors import ConfigError
+from gatdist.config import load_config
+from gatdist.data.codecs.images import encode_png
+from gatdist.data.format.shard_files import write_dataset
+from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.storage import Store
+from gatdist.training.plan import check
+from support import refused
+
+ONE_LOGIT = 'model.discriminator={name="residual", width=4}'
+INSTANCE = [
+    'model.generator={name="unet", width=4, norm="instance"}',
+    'model.discriminator={name="patchgan", width=4, layers=1, norm="instance"}',
+]
+SGD = ["optim.generator.name=sgd", "optim.discriminator.name=sgd"]
+ONE_STAGE = [*TRANSLATION, "game.update_rule=one_stage", ONE_LOGIT]
+COMPETITIVE = [*TRANSLATION, *INSTANCE, *SGD, "game.update_rule=competitive", "game.loss=minimax"]
+NO_TERMS, HALVED = "game.terms={}", "game.adversarial_weight=0.5"
+PATH_LENGTH = "game.penalties={path_length={strength=1.0}}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_pairs(folder / "pairs")
+    write_clips(folder / "clips")
+    labelled = [
+        (f"{i:04d}", {"png": encode_png(image(i)), "cls": str(i % 2).encode()}) for i in range(16)
+    ]
+    write_dataset(
+        Store(str(folder / "images")),
+        [labelled],
+        modality="image",
+        sample_shape=(1, SIDE, SIDE),
+        num_classes=2,
+    )
+    return folder
+
+
+def checked(folder, name, *overrides):
+    config = load_config("digits", [*RUN, f"data.url='{folder / name}'", *overrides])
+    return check(config, str(folder / "run"))
+
+
+RULES = {
+    "one_stage, terms": (ONE_STAGE, "game.terms.l1"),
+    "one_stage, weight": ([*ONE_STAGE, NO_TERMS, HALVED], "game.adversarial_weight"),
+    "one_stage, maps": ([*ONE_STAGE, *INSTANCE, NO_TERMS], "game.update_rule"),
+    "competitive, terms": (COMPETITIVE, "game.terms.l1"),
+    "competitive, weight": ([*COMPETITIVE, NO_TERMS, HALVED], "game.adversarial_weight"),
+    "no latents": ([*TRANSLATION, PATH_LENGTH], "game.penalties.path_length"),
+}
+
+
+@pytest.mark.parametrize("case", RULES)
+def test_a_rule_or_penalty_is_refused_where_the_game_has_more_than_it_sees(case, data):
+    overrides, subject = RULES[case]
+    with refused(ConfigError, subject):
+        checked(data, "pairs", *overrides)
+
+
+def test_competitive_refuses_penalties_of_the_generator(data):
+    networks = ['model.generator={name="residual", width=4}', ONE_LOGIT]
+    rule = ["game.update_rule=competitive", "game.loss=minimax", *SGD]
+    with refused(ConfigError, "game.penalties.path_length"):
+        checked(data, "images", *networks, *rule, PATH_LENGTH)
+
+
+def test_one_stage_works_with_inputs_and_one_logit_per_sample(data):
+    assert checked(data, "pairs", *ONE_STAGE, NO_TERMS).rule.game.task.has_inputs
+
+
+def test_the_adversarial_weight_counts_without_terms():
+    alone = LocalCommunicator(torch.device("cpu"))
+    found = []
+    for weight in (0.0, 0.5, 1.0):
+        changed = [*SMALL, *PAIRS, *SGD, NO_TERMS, f"game.adversarial_weight={weight}"]
+        found.append(train(alone, load_config("digits", changed), steps=1))
+    for name in [name for name in found[0] if name.startswith("generator/")]:
+        start, half, whole = (tensors[name] for tensors in found)
+        torch.testing.assert_close(half - start, (whole - start) / 2, rtol=1e-6, atol=1e-12)
+    assert not torch.equal(half, start)
