@@ -51,6 +51,7 @@ DTYPES = {
 }
 COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 Builder = Callable[..., nn.Module]
+_GIVEN = {"latent_size": "latents", "input_shapes": "fields of the data"}
 
 
 def register_generator(name: str) -> Callable[[Builder], Builder]:
@@ -81,7 +82,12 @@ def _build(
     with user_code(subject, "can't be called to build a network", value=requested.name):
         known = inspect.signature(builder).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    _require_modality(builder, requested.name, player, metadata)
     lacking = [name for name in given if name not in known and not takes_all]
+    if lacking and getattr(builder, "__module__", "").startswith(f"{__name__}."):
+        rule = f"takes no {_GIVEN[lacking[0]]}, which the task gives its generator"
+        hint = "Choose another network, or another game.task"
+        raise ConfigError(subject, rule, value=requested.name, hint=hint)
     if lacking:
         rule = f"its constructor must take the keywords {', '.join(given)}; lacks {lacking[0]}"
         hint = f"Add a keyword argument {lacking[0]!r}"
@@ -90,12 +96,19 @@ def _build(
     with user_code(subject, "fails in its constructor", value=requested.name):
         network = call_with_options(builder, requested.options, f"model.{player}", **given)
     require_trainable(player, requested.name, network)
-    made, found = getattr(network, "modalities", None), metadata.get("modality")
-    if made and found and found not in made:
-        kinds = " or ".join(map(repr, made))
-        rule, hint = f"is for {kinds} data, and this is {found!r}", "Choose another network or data"
-        raise ConfigError(subject, rule, value=requested.name, hint=hint)
+    _require_modality(network, requested.name, player, metadata)
     return network
+
+
+def _require_modality(
+    made: object, name: str, player: PlayerName, metadata: Mapping[str, Any]
+) -> None:
+    """Refuse a network, or what builds it, if it is for other data."""
+    fitting, found = getattr(made, "modalities", None), metadata.get("modality")
+    if fitting and found and found not in fitting:
+        kinds = " or ".join(map(repr, fitting))
+        rule, hint = f"is for {kinds} data, and this is {found!r}", "Choose another network or data"
+        raise ConfigError(f"model.{player}.name", rule, value=name, hint=hint)
 
 
 def _freeze(network: nn.Module, patterns: Sequence[str], player: PlayerName) -> None:

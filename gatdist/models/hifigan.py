@@ -18,12 +18,19 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from gatdist.common.errors import ConfigError
 from gatdist.models.layers import add_spectral_norm
-from gatdist.models.registry import discriminators, generators, require_rank
+from gatdist.models.registry import (
+    discriminators,
+    generators,
+    require_input,
+    require_no_labels,
+    require_rank,
+)
 from gatdist.nn import Conv1d, Conv2d, ConvTranspose1d
 
 _SLOPE = 0.1
 _LAST_SLOPE = 0.01  # before the last convolution, as in the published code
 _STD = 0.01  # of initial weights
+_GROUPS = 16  # of most convolutions of a scale
 
 
 class Version(NamedTuple):
@@ -74,7 +81,8 @@ class HiFiGANGenerator(nn.Module):
         width: PositiveInt | None = None,
     ) -> None:
         super().__init__()
-        ((bands, frames),) = input_shapes
+        require_no_labels(num_classes, "hifigan")
+        bands, frames = require_input(input_shapes, 2, "spectrogram [bands, frames]", "hifigan")
         found = VERSIONS[version]
         strides = tuple(upsampling or found.upsampling)
         if math.prod(strides) * frames != sample_shape[1]:
@@ -83,6 +91,9 @@ class HiFiGANGenerator(nn.Module):
                 f"must have the product {sample_shape[1] // frames}, the hop of the spectrograms",
                 value=list(strides),
             )
+        if width is not None and width < 2 ** len(strides):
+            rule = f"must be at least {2 ** len(strides)}: each of the strides halves it"
+            raise ConfigError("model.generator.width", rule, value=width)
         widths = [(width or found.width) // 2**level for level in range(len(strides) + 1)]
         self.begin = weight_norm(Conv1d(bands, widths[0], 7, padding=3))
         self.ups, self.blocks = nn.ModuleList(), nn.ModuleList()
@@ -169,8 +180,19 @@ class HiFiGANDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         require_rank(sample_shape, 2, "hifigan")
+        require_no_labels(num_classes, "hifigan")
         self.periods = tuple([2, 3, 5, 7, 11] if periods is None else periods)
-        channels = sample_shape[0]
+        channels, length = sample_shape
+        if not self.periods and not scales:
+            rule, hint = "leaves the network no part", "Name periods, or use scales"
+            raise ConfigError("model.discriminator.periods", rule, value=[], hint=hint)
+        for period in self.periods:
+            if -length % period >= length:  # more than a reflection holds
+                rule = f"must be below twice the length of the clips, {length:,} samples"
+                raise ConfigError("model.discriminator.periods", rule, value=period)
+        if scales and scale_width % _GROUPS:
+            rule = f"must be a multiple of {_GROUPS}, the groups of the convolutions"
+            raise ConfigError("model.discriminator.scale_width", rule, value=scale_width)
         self.by_period = nn.ModuleList(_of_period(channels, period_width) for _ in self.periods)
         self.by_scale = nn.ModuleList(
             _of_scale(channels, scale_width, weight_norm)
@@ -205,10 +227,10 @@ def _of_scale(channels: int, w: int, normalized: Callable[..., nn.Module]) -> _S
     shapes = [  # inputs, outputs, taps, stride, groups
         (channels, w, 15, 1, 1),
         (w, w, 41, 2, 4),
-        (w, 2 * w, 41, 2, 16),
-        (2 * w, 4 * w, 41, 4, 16),
-        (4 * w, 8 * w, 41, 4, 16),
-        (8 * w, 8 * w, 41, 1, 16),
+        (w, 2 * w, 41, 2, _GROUPS),
+        (2 * w, 4 * w, 41, 4, _GROUPS),
+        (4 * w, 8 * w, 41, 4, _GROUPS),
+        (8 * w, 8 * w, 41, 1, _GROUPS),
         (8 * w, 8 * w, 5, 1, 1),
     ]
     layers = [

@@ -228,6 +228,10 @@ def add_spectral_norm(network: nn.Module) -> nn.Module:
     no singular vectors and is replaced by an orthogonal one.
     """
     for module in normalizable(network):
+        if parametrize.is_parametrized(module, "weight"):
+            rule = f"its {type(module).__name__.removeprefix('Parametrized')} is normalized already"
+            hint = "Leave the network out"
+            raise ConfigError("model.spectral_norm", rule, hint=hint)
         if not module.weight.is_meta and not module.weight.any():
             nn.init.orthogonal_(module.weight)
         parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight))

@@ -29,6 +29,26 @@ def require_rank(sample_shape: tuple[int, ...], rank: int, name: str) -> None:
         )
 
 
+def require_input(
+    input_shapes: tuple[tuple[int, ...], ...], rank: int, what: str, name: str
+) -> tuple[int, ...]:
+    """Return the shape of the only input, which has ``rank`` axes, or raise ConfigError."""
+    if [len(shape) for shape in input_shapes] != [rank]:
+        found = " and ".join(str(list(shape)) for shape in input_shapes)
+        rule = f"takes one {what}, and the task gives inputs of shape {found}"
+        hint = "Choose another network, or another game.task"
+        raise ConfigError("model.generator.name", rule, value=name, hint=hint)
+    return input_shapes[0]
+
+
+def require_no_labels(num_classes: int, name: str) -> None:
+    """Raise ConfigError for a class-conditional network."""
+    if num_classes:
+        rule = f"the network {name!r} takes no labels"
+        hint = "Set it to false, or choose another network"
+        raise ConfigError("model.conditional", rule, value=True, hint=hint)
+
+
 def halvings(size: Size, smallest: int = COARSEST) -> int:
     """Return how often both sides halve exactly, the shorter one to ``smallest`` or more."""
     count = 0

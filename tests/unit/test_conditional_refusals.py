@@ -5,11 +5,12 @@ import torch
 
 from conditional_games import SMALL, train
 from conditional_games import TRANSLATION as PAIRS
-from conditional_runs import RUN, SIDE, TRANSLATION, image, write_clips, write_pairs
+from conditional_runs import RUN, SIDE, TRANSLATION, VOCODER, image, write_clips, write_pairs
 from gatdist.common.errors import ConfigError
 from gatdist.config import load_config
 from gatdist.data.codecs.images import encode_png
 from gatdist.data.format.shard_files import write_dataset
+from gatdist.models.registry import discriminators, generators
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.storage import Store
 from gatdist.training.plan import check
@@ -88,3 +89,80 @@ def test_the_adversarial_weight_counts_without_terms():
         start, half, whole = (tensors[name] for tensors in found)
         torch.testing.assert_close(half - start, (whole - start) / 2, rtol=1e-6, atol=1e-12)
     assert not torch.equal(half, start)
+
+
+NETWORKS = {
+    "latents for a network of fields": (
+        ["images", 'model.generator={name="unet", width=4}'],
+        "model.generator.name",
+    ),
+    "fields for a network of latents": (
+        ["pairs", *TRANSLATION, 'model.generator={name="residual", width=4}'],
+        "model.generator.name",
+    ),
+    "fields for a vocoder of latents": (
+        ["clips", *VOCODER, 'model.generator={name="wavegan"}'],
+        "model.generator.name",
+    ),
+    "images for a vocoder": (
+        ["pairs", *TRANSLATION, 'model.generator={name="hifigan"}'],
+        "model.generator.name",
+    ),
+    "spectrograms for images": (
+        ["clips", *VOCODER, 'model.generator={name="unet", width=4}'],
+        "model",
+    ),
+    "too narrow": (["clips", *VOCODER, "model.generator.width=2"], "model.generator.width"),
+    "groups": (
+        ["clips", *VOCODER, "model.discriminator.scales=1", "model.discriminator.scale_width=8"],
+        "model.discriminator.scale_width",
+    ),
+    "no part": (
+        ["clips", *VOCODER, "model.discriminator.periods=[]"],
+        "model.discriminator.periods",
+    ),
+    "long period": (
+        ["clips", *VOCODER, "model.discriminator.periods=[256]"],
+        "model.discriminator.periods",
+    ),
+    "many layers": (
+        ["pairs", *TRANSLATION, "model.discriminator.layers=3"],
+        "model.discriminator.layers",
+    ),
+    "many scales": (
+        ["pairs", *TRANSLATION, "model.discriminator.scales=3"],
+        "model.discriminator.scales",
+    ),
+    "no width": (["pairs", *TRANSLATION, "model.generator.width=0"], "model.generator.width"),
+    "one pixel": (["pairs", *TRANSLATION, "game.task.crop=1"], "model.generator.name"),
+    "normalized twice": (
+        ["clips", *VOCODER, 'model.spectral_norm=["generator"]'],
+        "model.spectral_norm",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_networks_that_do_not_fit_are_refused(case, data):
+    (name, *overrides), subject = NETWORKS[case]
+    with refused(ConfigError, subject):
+        checked(data, name, *overrides)
+
+
+@pytest.mark.parametrize("overrides", [["period", 255], ["scales", 2]])
+def test_the_smallest_networks_that_fit_work(overrides, data):
+    key, value = overrides
+    if key == "period":
+        checked(data, "clips", *VOCODER, f"model.discriminator.periods=[{value}]")
+    else:
+        checked(data, "pairs", *TRANSLATION, f"model.discriminator.scales={value}")
+
+
+@pytest.mark.parametrize("name", ["unet", "patchgan", "hifigan"])
+def test_labels_are_refused_by_networks_without_labels(name):
+    shape = (1, 64) if name == "hifigan" else (1, 16, 16)
+    inputs = ((4, 4),) if name == "hifigan" else (shape,)
+    for registry, more in ((generators, {"input_shapes": inputs}), (discriminators, {})):
+        if name in registry.names():
+            with refused(ConfigError, "model.conditional"):
+                registry[name](sample_shape=shape, num_classes=2, **more)

@@ -17,7 +17,13 @@ from torch.nn import functional
 
 from gatdist.common.errors import ConfigError
 from gatdist.models.layers import uniform
-from gatdist.models.registry import discriminators, generators, require_rank
+from gatdist.models.registry import (
+    discriminators,
+    generators,
+    require_input,
+    require_no_labels,
+    require_rank,
+)
 from gatdist.nn import Conv2d, ConvTranspose2d
 
 _SLOPE = 0.2
@@ -48,13 +54,15 @@ class UNetGenerator(nn.Module):
         input_shapes: tuple[tuple[int, ...], ...],
         sample_shape: tuple[int, ...],
         num_classes: int,
-        width: int = 64,
+        width: PositiveInt = 64,
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        ((inputs, *size),) = input_shapes
+        require_rank(sample_shape, 3, "unet")
+        require_no_labels(num_classes, "unet")
+        inputs, *size = require_input(input_shapes, 3, "image [channels, height, width]", "unet")
         outputs, side = sample_shape[0], sample_shape[1]
-        if size != [side, side] or sample_shape[2] != side or side.bit_count() != 1:
+        if size != [side, side] or sample_shape[2] != side or side < 2 or side.bit_count() != 1:
             rule = "'unet' takes square images whose side is a power of two, equal for both fields"
             raise ConfigError("model.generator.name", rule, value=[size, list(sample_shape[1:])])
         levels = side.bit_length() - 1
@@ -123,6 +131,13 @@ class PatchGANDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         require_rank(sample_shape, 3, "patchgan")
+        require_no_labels(num_classes, "patchgan")
+        side = min(sample_shape[1:])
+        for key, value, last in (("layers", layers, 1), ("scales", scales, scales)):
+            if _patches(side, layers, last) < 1:
+                rule = f"leaves no patch of images with sides of {side} pixels"
+                hint = "Lower it, or use larger images"
+                raise ConfigError(f"model.discriminator.{key}", rule, value=value, hint=hint)
         self.parts = nn.ModuleList(
             _Patches(sample_shape[0], width, layers, norm) for _ in range(scales)
         )
@@ -135,6 +150,13 @@ class PatchGANDiscriminator(nn.Module):
                 images = functional.avg_pool2d(images, 3, 2, 1, count_include_pad=False)
             found.append(part(images))
         return found
+
+
+def _patches(side: int, layers: int, scales: int) -> int:
+    """Return the number of patches along a side of the last scale; below 1, there is none."""
+    for _ in range(scales - 1):
+        side = (side - 1) // 2 + 1
+    return side // 2**layers - 2
 
 
 class _Patches(nn.Module):
