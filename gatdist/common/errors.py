@@ -53,6 +53,19 @@ class ConfigError(UserError):
     """A key of the configuration is unknown, mistyped, out of range or contradicts another."""
 
 
+class MissingFieldError(ConfigError):
+    """Code reads a field that samples lack.
+
+    Attributes:
+        rule: As given.
+        hint: As given.
+    """
+
+    def __init__(self, subject: str, rule: str, *, hint: str) -> None:
+        super().__init__(subject, rule, hint=hint)
+        self.rule, self.hint = rule, hint
+
+
 class DataError(UserError):
     """A data set, shard, index or sample is missing, damaged or of the wrong kind."""
 

@@ -17,6 +17,7 @@ from gatdist.common.errors import (
     ConfigError,
     GatdistError,
     Interruption,
+    MissingFieldError,
     PluginError,
     is_broken_device,
     is_lost_connection,
@@ -88,7 +89,7 @@ def call_with_options(
     except ValidationError as error:
         key, rule, value = validation_problem(error)
         if error.errors()[0]["type"] == "missing_keyword_only_argument":
-            raise ConfigError(f"{field}.{key}", "is required by this network") from None
+            raise ConfigError(f"{field}.{key}", "is required") from None
         raise ConfigError(f"{field}.{key}", rule, value=value) from None
 
 
@@ -111,9 +112,15 @@ def user_code(subject: str, doing: str, *, value: object, hint: str = "") -> Ite
 
     Raises:
         PluginError: chained to the exception, whose traceback ``gatdist train --debug`` prints.
+        MissingFieldError: of ``subject``, with the line.
     """
     try:
         yield
+    except MissingFieldError as error:
+        if (frame := users_frame(error)) is None:
+            raise
+        rule = f"{error.rule} ({_line(frame)})"
+        raise MissingFieldError(subject, rule, hint=error.hint) from error
     except (GatdistError, KeyboardInterrupt, Interruption):
         raise
     except BaseException as error:
@@ -138,7 +145,11 @@ def described(error: BaseException) -> str:
     own = [frame for frame in frames if not _LIBRARIES.search(frame.filename)]
     if not own:
         return message
-    return f"{message}, at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}"
+    return f"{message}, {_line(own[-1])}"
+
+
+def _line(frame: traceback.FrameSummary) -> str:
+    return f"at {frame.filename}:{frame.lineno}: {frame.line}"
 
 
 def is_machines_fault(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from gatdist.common.errors import ConfigError
+from gatdist.common.errors import ConfigError, MissingFieldError
 from gatdist.common.registry import Registry
 from gatdist.models.spectrograms import LogMelSpectrogram
 from gatdist.parallel import draws
@@ -28,7 +28,8 @@ class Record(dict[str, Tensor]):
 
     def __missing__(self, name: str) -> Tensor:
         rule = f"needs the field {name!r}, and there is only {', '.join(map(repr, self)) or 'none'}"
-        raise ConfigError("game.task", rule, hint="Choose other data, or another task")
+        hint = "Check its name, or choose other data or another task"
+        raise MissingFieldError("game.task", rule, hint=hint)
 
 
 @dataclass(frozen=True)

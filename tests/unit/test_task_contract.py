@@ -114,6 +114,7 @@ def test_a_field_that_the_data_lacks_is_named(tmp_path):
     with refused(ConfigError, "game.task") as caught:
         checked(tmp_path)
     assert "'depth'" in str(caught.value)
+    assert __file__ in str(caught.value)
 
 
 def test_other_key_errors_are_not_taken_for_fields(tmp_path):
@@ -174,6 +175,16 @@ def test_a_broken_term_is_refused(case, tmp_path):
     register_term("own")(type("Own", (Term,), {"__call__": VALUES[case]}))
     with refused(PluginError, "game.terms.own"):
         checked(tmp_path, "game.terms.own={weight=1.0}")
+
+
+def test_a_field_that_a_term_lacks_is_the_terms_error(tmp_path):
+    with_task()
+    term = {"__call__": lambda self, context: context.fake["depth"]}
+    register_term("own")(type("Own", (Term,), term))
+    with refused(ConfigError, "game.terms.own") as caught:
+        checked(tmp_path, "game.terms.own={weight=1.0}")
+    assert "'depth'" in str(caught.value)
+    assert __file__ in str(caught.value)
 
 
 def test_a_right_term_passes_and_may_have_another_name(tmp_path):
