@@ -190,6 +190,8 @@ def names() -> Iterator[str]:
     from gatdist.game.augmentation import augmentations
     from gatdist.game.losses import Sum, losses
     from gatdist.game.penalties import penalties
+    from gatdist.game.tasks import tasks
+    from gatdist.game.terms import terms
     from gatdist.game.updates import update_rules
     from gatdist.models.registry import discriminators, generators
 
@@ -199,6 +201,8 @@ def names() -> Iterator[str]:
         ("model.generator.name", generators),
         ("model.discriminator.name", discriminators),
         ("game.augmentation.name", augmentations),
+        ("game.task.name", tasks),
+        ("game.terms", terms),
     ):
         yield f"\n## `{title}`\n\n| name | options and defaults | description |"
         yield "| --- | --- | --- |"
@@ -355,10 +359,35 @@ def python() -> Iterator[str]:
         title = name + (signature(thing) if isinstance(thing, types.FunctionType) else "")
         yield f"\n## `{name}`\n\n```text\n{title}\n```\n" if "(" in title else f"\n## `{name}`\n"
         yield from prose(thing)
+        if isinstance(thing, type) and not issubclass(thing, BaseModel):
+            yield from listed("Attributes", args_of(thing, "Attributes"))
+            yield from listed("Methods", methods(thing))
         yield from listed("Arguments", args_of(thing, "Args"))
         if returns := [*section_of(thing, "Returns")]:
             yield f"Returns: {markdown(' '.join(line.strip() for line in returns))}\n"
         yield from listed("Raises", args_of(thing, "Raises"))
+
+
+def methods(kind: type) -> dict[str, str]:
+    """Return what the documented public methods of a class do, by call."""
+    functions = {
+        name: each
+        for name, each in vars(kind).items()
+        if isinstance(each, types.FunctionType) and each.__doc__
+        if name == "__call__" or not name.startswith("_")
+    }
+    calls = {
+        name: ", ".join(
+            p.name if p.default is p.empty else f"{p.name} = {p.default!r}"
+            for p in inspect.signature(each).parameters.values()
+            if p.name != "self"
+        )
+        for name, each in functions.items()
+    }
+    return {
+        f"{name}({calls[name]})": markdown(" ".join(paragraphs(each)))
+        for name, each in functions.items()
+    }
 
 
 def signature(function: Any) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gatdist.common.errors import ConfigError, nearest
+from gatdist.common.errors import ConfigError, MissingFieldError, nearest
 from gatdist.config import Config
 from gatdist.data.sample_format import SampleFormat
 from gatdist.game.build import Shapes, build_task
@@ -100,7 +100,7 @@ class Generator(nn.Module):
             more = () if noise is None else (noise,)
             made: Tensor = self.network(latents, labels, *more)
             return made
-        self._require(bool(fields), " or ".join(self.accepted), None)
+        self._require(bool(fields), self._wanted, None)
         given = {name: torch.as_tensor(value) for name, value in fields.items()}
         found = {name: self._as_network(name, value) for name, value in given.items()}
         made = self.made(found, positions, latents=latents, labels=labels, noise=noise)
@@ -152,10 +152,21 @@ class Generator(nn.Module):
         drawn = Draws(self.config.run.seed, f"/{_STREAM}", positions, is_training=False)
         try:
             given = Record(self.task.prepare(given, drawn))
-        except ConfigError:  # it needs a field that only training has
+        except ConfigError as error:  # it needs a field that only training has
+            if isinstance(error, MissingFieldError) and not is_complete:
+                rule = f"the generator takes {self._wanted}"
+                raise ConfigError("fields", rule, value=list(fields)) from error
             if not is_complete:
                 raise
         return self.task.inputs(given)
+
+    @property
+    def _wanted(self) -> str:
+        """The network's inputs, and the fields of the data that they are computed from, if any."""
+        names = " and ".join(self.shapes.names)
+        if self.formats.keys() >= set(self.shapes.names):
+            return names
+        return f"{names}, or {' and '.join(self.formats)}"
 
     def _as_network(self, name: str, value: Tensor) -> Tensor:
         like = next(self.network.parameters())
