@@ -345,7 +345,9 @@ class Game:
             real: scores of the real samples without a graph, if :attr:`needs_real_scores`.
         """
         context = self.context(batch, generated, fake, real)
-        total = mean_over_maps(self.loss.generator, context.real_scores, fake)
+        # Of a loss that reads no real logits, the first argument has no effect.
+        theirs = real or replace(fake, maps=tuple(map(torch.zeros_like, fake.maps)))
+        total = mean_over_maps(self.loss.generator, theirs, fake)
         observations = Observations()
         samples_seen = batch.step * self.step_samples
         if not self.terms and self.adversarial_weight == Schedule.constant(1.0):
@@ -362,8 +364,7 @@ class Game:
         self, batch: Batch, generated: Fields, fake: Scores, real: Scores | None
     ) -> Context:
         """Return what terms are functions of; see :meth:`generator_loss`."""
-        theirs = real or replace(fake, maps=tuple(map(torch.zeros_like, fake.maps)))
-        return Context(self.fields(batch), self.fields(batch, generated), theirs, fake)
+        return Context(self.fields(batch), self.fields(batch, generated), fake, real)
 
     @cached_property
     def needs_real_scores(self) -> bool:

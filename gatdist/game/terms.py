@@ -30,14 +30,20 @@ class Context:
     Attributes:
         real: Fields of the samples.
         fake: The same with generated fields in place of real ones, with their graph.
-        real_scores: Of the discriminator, without a graph; without features if no term needs them.
+        real_scores: Of the discriminator, without a graph. For terms with ``needs_features``.
         fake_scores: Of the generated samples, with their graph.
     """
 
     real: Fields
     fake: Fields
-    real_scores: Scores
     fake_scores: Scores
+    real_scores_if_needed: Scores | None = None
+
+    @property
+    def real_scores(self) -> Scores:
+        if self.real_scores_if_needed is None:
+            raise RuntimeError("real_scores are for terms with needs_features = True")
+        return self.real_scores_if_needed
 
 
 class Term(ABC):

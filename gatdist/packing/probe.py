@@ -69,7 +69,7 @@ def probe(
                 are_cut = request.recipe.clip_length is not None
                 return convert, _sizes(entries, packed, are_cut=are_cut)
     rule = f"none of its {len(entries)} samples can be packed ({reason or 'they are unreadable'})"
-    raise DataError(redact_url(request.source), rule, hint="Check SOURCE and --kind")
+    raise DataError(redact_url(request.source), rule, hint="Check the path and --kind")
 
 
 class _Packed(NamedTuple):

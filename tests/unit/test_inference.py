@@ -193,7 +193,7 @@ class TestLoaded:
         [
             ({}, "generator"),
             ({"inputs": torch.zeros(1, 1, 16, 16)}, "fields"),
-            ({"target": torch.zeros(1, 3, 16, 16)}, "game.task"),
+            ({"target": torch.zeros(1, 3, 16, 16)}, "fields"),
             ({"input": torch.zeros(1, 3, 16, 16)}, "input"),
             ({"input": torch.zeros(1, 16, 16, dtype=torch.uint8)}, "input"),
             ({"latents": torch.zeros(1, 8)}, "generator"),

@@ -187,6 +187,21 @@ def test_a_field_that_a_term_lacks_is_the_terms_error(tmp_path):
     assert __file__ in str(caught.value)
 
 
+def test_a_term_that_reads_scores_of_real_samples_must_say_so(tmp_path):
+    with_task()
+
+    class Own(Term):
+        def __call__(self, context):
+            return context.real_scores.logits - context.fake_scores.logits
+
+    register_term("own")(Own)
+    settings = "game.loss=nonsaturating", "game.terms.own={weight=1.0}"
+    with refused(PluginError, "game.terms.own"):
+        checked(tmp_path, *settings)
+    Own.needs_features = True
+    assert checked(tmp_path, *settings).warnings == ()
+
+
 def test_a_right_term_passes_and_may_have_another_name(tmp_path):
     with_task()
     register_term("own")(type("Own", (Term,), {"__call__": lambda self, c: distance(c)}))

@@ -63,7 +63,7 @@ def list_source(
     names = [name for name in files if _ends(name, KINDS[kind]) and not system_file(name)]
     if not names:
         rule = f"holds no file for --kind {kind}, which ends in {' or '.join(KINDS[kind])}"
-        raise DataError(store.url, rule, hint="Check SOURCE and --kind")
+        raise DataError(store.url, rule, hint="Check the path and --kind")
     if kind == "folder":
         tree = (File(name, Span(name, size=size)) for name, size in files.items())
         skipped = []
@@ -144,7 +144,7 @@ def _located(url: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, in
     files = store.find()
     if not files:
         rule = "is an empty folder" if store.exists() else "no such file or folder"
-        raise StorageError(store.url, rule, hint="Check SOURCE")
+        raise StorageError(store.url, rule, hint="Check the path")
     return url, files
 
 
