@@ -72,13 +72,14 @@ def write_pairs(folder: Path, count: int = 16) -> None:
     )
 
 
-def write_clips(folder: Path, count: int = 16) -> None:
-    samples = [(f"{i:03d}", {"wav": encode_wav(clip(i), RATE)}) for i in range(count)]
+def write_clips(folder: Path, count: int = 16, channels: int = 1) -> None:
+    clips = [np.repeat(clip(i), channels, axis=0) for i in range(count)]
+    samples = [(f"{i:03d}", {"wav": encode_wav(one, RATE)}) for i, one in enumerate(clips)]
     write_dataset(
         Store(str(folder)),
         [samples],
         modality="audio",
-        sample_shape=(1, LENGTH),
+        sample_shape=(channels, LENGTH),
         sample_rate=RATE,
     )
 

@@ -30,6 +30,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 TwoPositiveInts = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
+TermName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 FieldName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 ShareBelow1 = Annotated[float, Field(ge=0, lt=1)]
 Vocabulary = Annotated[str, AfterValidator(_is_vocabulary)]
@@ -276,7 +277,7 @@ class GameConfig(Section):
     its discriminator steps. None uses ``run.global_batch``."""
     task: NamedConfig = NamedConfig(name="generation")
     """What the generator receives and the discriminator sees."""
-    terms: dict[str, TermConfig] = {}
+    terms: dict[TermName, TermConfig] = {}
     """Terms of the generator's loss besides the adversarial one, by name."""
     adversarial_weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor of the adversarial loss in the generator's loss."""

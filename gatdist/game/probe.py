@@ -106,9 +106,8 @@ def check_step(
 
 
 def _check_terms(config: Config, game: Game, batch: Batch) -> None:
-    """Refuse users' terms that are not what they must be for two samples."""
-    users = [weighted for weighted in game.terms if not is_built_in(weighted.term)]
-    if not users:
+    """Refuse terms without effect, and users' terms that are not what they must be."""
+    if not game.terms:
         return
     with torch.no_grad():
         generated = game.generate(batch)
@@ -116,10 +115,11 @@ def _check_terms(config: Config, game: Game, batch: Batch) -> None:
     generated = {name: field.detach().requires_grad_() for name, field in generated.items()}
     fake = game.discriminate(game.shown(batch, generated), batch, "fake")
     context = game.context(batch, generated, fake, real)
-    for weighted in users:
+    for weighted in game.terms:
         requested = config.game.terms[weighted.name]
         kind = requested.term or weighted.name
         subject, n = f"game.terms.{weighted.name}", len(batch)
+        refusal = ConfigError if is_built_in(weighted.term) else PluginError
         expected = f"must return one finite floating-point value per sample, ({n},)"
         with user_code(subject, f"fails with {n} samples", value=kind):
             value = weighted.term(context)
@@ -137,7 +137,7 @@ def _check_terms(config: Config, game: Game, batch: Batch) -> None:
         found_gradients = [gradient for gradient in gradients if gradient is not None]
         if not found_gradients:
             does_not = "does not depend on the generated fields, or is detached from them"
-            raise PluginError(subject, does_not, value=kind)
+            raise refusal(subject, does_not, value=kind)
         if any(gradient[1:].any() for gradient in found_gradients):
             depends = "the value of a sample depends on others of the batch"
             raise PluginError(subject, depends, value=kind)

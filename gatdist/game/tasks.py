@@ -21,13 +21,15 @@ from gatdist.parallel import draws
 Fields = Mapping[str, Tensor]
 Shape = tuple[int, ...]
 _IMAGES = 4  # axes
+_SHOWN = 10  # names of fields in a message
 
 
 class Record(dict[str, Tensor]):
     """Fields of samples. A missing one is a ConfigError, unlike other KeyErrors of users' code."""
 
     def __missing__(self, name: str) -> Tensor:
-        rule = f"needs the field {name!r}, and there is only {', '.join(map(repr, self)) or 'none'}"
+        known = ", ".join(map(repr, [*self][:_SHOWN])) + ", …" * (len(self) > _SHOWN)
+        rule = f"needs the field {name!r}, and there is only {known or 'none'}"
         hint = "Check its name, or choose other data or another task"
         raise MissingFieldError("game.task", rule, hint=hint)
 
@@ -152,6 +154,11 @@ class Translation(Task):
 
     def prepare(self, fields: Fields, drawn: Draws) -> Fields:
         images: Sequence[Tensor] = (fields["input"], fields["target"])
+        sizes = [list(each.shape[2:]) for each in images]
+        if sizes[0] != sizes[1] or any(each.dim() != _IMAGES for each in images):
+            found = " and ".join(str(list(each.shape[1:])) for each in images)
+            rule = f"needs images of equal size in the fields 'input' and 'target'; found {found}"
+            raise ConfigError("game.task", rule, value="translation", hint="Set data.resolution")
         if self.crop is not None:
             images = cropped(images, (self.crop, self.crop), drawn, "game.task.crop")
         if self.flip and drawn.is_training:

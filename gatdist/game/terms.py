@@ -174,7 +174,12 @@ class LogMel(_Difference):
     ) -> None:
         super().__init__(target=target, field=field)
         self.mel = LogMelSpectrogram(
-            sample_rate, bands=bands, window=window, hop=hop, highest=highest
+            sample_rate,
+            bands=bands,
+            window=window,
+            hop=hop,
+            highest=highest,
+            subject="game.terms.log_mel",
         )
 
     def compared(self, value: Tensor) -> Tensor:
@@ -193,6 +198,10 @@ def build_terms(
         ConfigError: A term or option is unknown, or a term never counts.
         PluginError: A user's term is no term, or fails in its constructor.
     """
+    weight = config.game.adversarial_weight
+    if not config.game.terms and not (weight.start or weight.end):
+        hint = "Raise it, or add terms to game.terms"
+        raise ConfigError("game.adversarial_weight", "leaves no loss", value=0, hint=hint)
     given = {"target": target, **metadata}
     found = []
     for name, requested in sorted(config.game.terms.items()):

@@ -23,7 +23,11 @@ class LogMelSpectrogram:
 
     Hann windows of ``window`` samples every ``hop``, which divides t; the clip is reflected at its
     ends. Magnitudes are summed in ``bands`` triangular bands of equal area up to ``highest`` hertz,
-    by default half of the rate. Natural logarithms of at least 1e-5.
+    by default half of the rate. Natural logarithms of at least 1e-5. ``subject`` is the
+    configuration key of the options, for messages.
+
+    Raises:
+        ConfigError: An option, or clips in a call, do not fit.
 
     Attributes:
         parameters: All that is needed to compute the same elsewhere, as JSON values.
@@ -37,7 +41,15 @@ class LogMelSpectrogram:
         window: int = 1024,
         hop: int = 256,
         highest: float | None = None,
+        subject: str = "game.task",
     ) -> None:
+        if window < hop or (window - hop) % 2:
+            rule = f"must be at least the hop, {hop}, and both even or both odd"
+            raise ConfigError(f"{subject}.window", rule, value=window)
+        if highest is not None and highest > sample_rate / 2:
+            rule = f"must be at most half of the sample rate, {sample_rate / 2:g}"
+            raise ConfigError(f"{subject}.highest", rule, value=highest)
+        self._subject = subject
         self.window, self.hop = window, hop
         self.parameters = {
             "sample_rate": sample_rate,
@@ -59,11 +71,19 @@ class LogMelSpectrogram:
         self._on_devices: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, clips: Tensor) -> Tensor:
+        padding = (self.window - self.hop) // 2
+        if clips.dim() != 3 or clips.shape[1] != 1:
+            rule = f"needs clips of one channel, [1, length]; found {list(clips.shape[1:])}"
+            raise ConfigError(self._subject, rule, hint="Set data.channels to 1 for other audio")
+        if padding >= clips.shape[2]:
+            rule = f"needs clips longer than {padding} samples; found {clips.shape[2]}"
+            hint = "Show more samples of each clip, or use a smaller window"
+            raise ConfigError(self._subject, rule, hint=hint)
         place = clips.device, clips.dtype
         if place not in self._on_devices:  # a copy to a device makes the host wait
             self._on_devices[place] = self._hann.to(clips), self._bands.to(clips)
         hann, bands = self._on_devices[place]
-        padded = reflected(clips, (self.window - self.hop) // 2)[:, 0]
+        padded = reflected(clips, padding)[:, 0]
         frames = padded.unfold(1, self.window, self.hop) * hann  # [n, f, window]
         real, imaginary = torch.view_as_real(torch.fft.rfft(frames)).unbind(-1)
         # As published: the derivative of a root at 0 is not finite.
@@ -72,13 +92,10 @@ class LogMelSpectrogram:
 
 
 def reflected(clips: Tensor, padding: int) -> Tensor:
-    """Return clips [n, c, t], reflected at both ends, [n, c, t + 2 · padding].
+    """Return clips [n, c, t > padding], reflected at both ends, [n, c, t + 2 · padding].
 
     The backward of torch's reflection is not deterministic on GPUs.
     """
-    if padding >= clips.shape[2]:
-        rule = f"must be longer than {padding} samples, half of a window without its hop"
-        raise ConfigError("game.task", f"clips {rule}", value=f"{clips.shape[2]} samples")
     before, after = clips[:, :, 1 : padding + 1], clips[:, :, -padding - 1 : -1]
     return torch.cat([before.flip(2), clips, after.flip(2)], 2) if padding else clips
 

@@ -10,6 +10,7 @@ from gatdist.common.errors import ConfigError
 from gatdist.config import load_config
 from gatdist.data.codecs.images import encode_png
 from gatdist.data.format.shard_files import write_dataset
+from gatdist.game.tasks import Record
 from gatdist.models.registry import discriminators, generators
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.storage import Store
@@ -33,6 +34,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_pairs(folder / "pairs")
     write_clips(folder / "clips")
+    write_clips(folder / "stereo", channels=2)
     labelled = [
         (f"{i:04d}", {"png": encode_png(image(i)), "cls": str(i % 2).encode()}) for i in range(16)
     ]
@@ -166,3 +168,55 @@ def test_labels_are_refused_by_networks_without_labels(name):
         if name in registry.names():
             with refused(ConfigError, "model.conditional"):
                 registry[name](sample_shape=shape, num_classes=2, **more)
+
+
+def test_a_message_names_only_some_of_many_fields():
+    fields = Record({f"field{i}": torch.zeros(1) for i in range(10_000)})
+    with refused(ConfigError, "game.task") as caught:
+        fields["input"]
+    assert len(str(caught.value)) < 500
+
+
+TASKS = {
+    "odd window": (["clips", *VOCODER, "game.task.window=65"], "game.task.window"),
+    "short window": (["clips", *VOCODER, "game.task.window=8"], "game.task.window"),
+    "above half the rate": (["clips", *VOCODER, "game.task.highest=4001.0"], "game.task.highest"),
+    "window beyond the crop": (["clips", *VOCODER, "game.task.window=4096"], "game.task"),
+    "stereo": (["stereo", *VOCODER], "game.task"),
+    "another size": (
+        ["images", *TRANSLATION, "data.unpaired.input={{url='{images}', resolution=8}}"],
+        "game.task",
+    ),
+    "another kind": (
+        ["images", *TRANSLATION, "data.unpaired.input.url='{clips}'"],
+        "game.task",
+    ),
+    "term of an input": (
+        ["pairs", *TRANSLATION, 'game.terms.l1.field="input"'],
+        "game.terms.l1",
+    ),
+    "term of images": (
+        ["pairs", *TRANSLATION, "game.terms={log_mel={weight=1.0, sample_rate=8000}}"],
+        "game.terms.log_mel",
+    ),
+    "name of a term": (
+        ["pairs", *TRANSLATION, 'game.terms={"../x"={weight=1.0, term="l1"}}'],
+        "game.terms.../x",
+    ),
+    "no loss": (
+        ["pairs", *TRANSLATION, "game.terms={}", "game.adversarial_weight=0.0"],
+        "game.adversarial_weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TASKS)
+def test_options_of_tasks_and_terms_that_do_not_fit_are_refused(case, data):
+    (name, *overrides), subject = TASKS[case]
+    places = {each: data / each for each in ("images", "clips")}
+    with refused(ConfigError, subject):
+        checked(
+            data,
+            name,
+            *(each.format(**places) if "url" in each else each for each in overrides),
+        )

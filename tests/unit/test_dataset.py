@@ -478,6 +478,8 @@ def test_tokens(tmp_path: Path) -> None:
         {"modality": "tokens", "shape": (1,)},
         {"modality": "text", "shape": (1, 2)},
         {"modality": "points", "shape": ()},
+        {"modality": "points", "shape": (2**30, 2**30)},
+        {"modality": "tokens", "shape": (8,), "num_tokens": 2**32},
         {"class_names": ["a", "b"]},
         {"named_labels": True},
     ],

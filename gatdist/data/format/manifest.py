@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -38,6 +39,7 @@ Modality = Literal["image", "points", "audio", "text", "tokens"]
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Sums must fit in 64 bits.
 _Positive = Annotated[int, Field(gt=0, lt=2**48)]
+_MOST_NUMBERS = 2**40  # in a sample: more than any memory holds
 
 
 def fits_manifest(name: str) -> bool:
@@ -74,7 +76,8 @@ class FieldSpec(BaseModel):
     # ``target.*`` for any after ``target.``.
     component: Annotated[str, Field(pattern=r"^[^/A-Z*]+(\.\*)?$")] | None = None
     sample_rate: _Positive | None = None  # of audio, in hertz
-    num_tokens: _Positive | None = None  # size of the token vocabulary
+    # Size of the token vocabulary; ids are int32.
+    num_tokens: Annotated[int, Field(gt=0, le=2**31)] | None = None
 
     @model_serializer(mode="wrap")
     def _without_usual_values(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -89,6 +92,8 @@ class FieldSpec(BaseModel):
     @model_validator(mode="after")
     def _has_shape_of_modality(self) -> Self:
         shape, modality = self.sample_shape, self.modality
+        if math.prod(n for n in shape if n is not None) > _MOST_NUMBERS:
+            raise ValueError(f"a sample must hold at most {_MOST_NUMBERS:,} numbers")
         if modality == "image":
             if (
                 len(shape) != 3
