@@ -1,6 +1,6 @@
 """A step of translation or of a vocoder as written by hand in torch, as published code has it.
 
-The generator runs once. The discriminator is frozen in the generator's step.
+The generator runs once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ class HandWrittenConditional(HandWritten):
         fields: Of the samples of a step, on their device; clips have the length of a crop.
         networks: Generator and discriminator on the device.
         sample_rate: Of audio, in hertz.
+
+    Attributes:
+        freezes: Whether the discriminator is frozen in the generator's step. In the code of
+            HiFi-GAN it is not: its gradients are computed, and discarded.
     """
+
+    freezes = True
 
     def __init__(
         self,
@@ -92,7 +98,7 @@ class HandWrittenConditional(HandWritten):
         advance_spectral_norms(self.discriminator)
 
     def step_with_terms(self, real: Mapping[str, Tensor], fake: Mapping[str, Tensor]) -> None:
-        self.discriminator.requires_grad_(False)
+        self.discriminator.requires_grad_(not self.freezes)
         theirs: Parts = []
         if "features" in self.config.game.terms:
             with torch.no_grad():
