@@ -199,6 +199,9 @@ class Vocoder(Task):
             raise ConfigError(
                 "game.task.crop", f"must be a multiple of the hop, {hop}", value=crop, hint=hint
             )
+        if (window - hop) % 2:  # the spectrogram would lack a frame
+            rule = f"must be even or odd like the hop, {hop}"
+            raise ConfigError("game.task.window", rule, value=window)
         self.crop = crop
         self.mel = LogMelSpectrogram(
             sample_rate, bands=bands, window=window, hop=hop, highest=highest

@@ -43,9 +43,8 @@ class LogMelSpectrogram:
         highest: float | None = None,
         subject: str = "game.task",
     ) -> None:
-        if window < hop or (window - hop) % 2:
-            rule = f"must be at least the hop, {hop}, and both even or both odd"
-            raise ConfigError(f"{subject}.window", rule, value=window)
+        if window < hop:
+            raise ConfigError(f"{subject}.window", f"must be at least the hop, {hop}", value=window)
         if highest is not None and highest > sample_rate / 2:
             rule = f"must be at most half of the sample rate, {sample_rate / 2:g}"
             raise ConfigError(f"{subject}.highest", rule, value=highest)

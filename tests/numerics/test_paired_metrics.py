@@ -10,7 +10,7 @@ from arrays import ALONE, Arrays
 from gatdist.common.errors import ConfigError
 from gatdist.config import EvaluateConfig
 from gatdist.evaluation import Evaluator, metrics, pitch
-from gatdist.evaluation.paired import PairedMetric, Pairs, resolutions
+from gatdist.evaluation.paired import PairedMetric, Pairs, _log_mel, resolutions
 from support import spawn
 
 RATE = 8000
@@ -317,3 +317,8 @@ def test_more_samples_than_inputs_are_refused():
     with pytest.raises(ConfigError) as caught:
         evaluator_of(data_of("image", 9), metrics=["l1"], num_samples=10)
     assert caught.value.subject == "evaluate.num_samples"
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 22_050, 24_000, 44_100, 48_000])
+def test_log_mel_is_defined_at_any_sample_rate(rate):
+    assert _log_mel(rate)(torch.zeros(1, 1, rate)).isfinite().all()
