@@ -103,10 +103,9 @@ class Recorder:
         if not self.active:
             return
         fakes = self._fakes()
-        values = values | {
-            "diversity/ratio": _diversity(fakes) / max(_diversity(self._real), 1e-12),
-            "health/storage_wait_s": self._background.busy_s,
-        }
+        values = values | {"health/storage_wait_s": self._background.busy_s}
+        if not self._has_inputs:  # others vary with their inputs
+            values["diversity/ratio"] = _diversity(fakes) / max(_diversity(self._real), 1e-12)
         raised = alarms(self.config.health, values)
         values |= {f"health/{alarm.name}": 1.0 for alarm in raised}
         samples_seen = int(values["samples_seen"])
