@@ -144,7 +144,8 @@ def _on_one_worker(config: Config, workers: int) -> Config:
     shares = {"global_batch": config.run.global_batch // workers}
     if config.run.reduction == "canonical":
         shares["virtual_workers"] = config.run.virtual_workers // workers
-    game = {"generator_batch": config.generator_batch // workers}
+    size = config.game.generator_batch  # None suits all rules
+    game = {"generator_batch": None if size is None else size // workers}
     return config.model_copy(
         update={
             "run": config.run.model_copy(update=shares),

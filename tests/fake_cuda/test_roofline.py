@@ -8,8 +8,9 @@ import fake_cases
 import pytest
 import torch
 
+from conditional_games import REUSED
 from gatdist.bench.cases import steps_by_penalties
-from gatdist.bench.roofline import GPUS, Bound, Gpu, bound, estimate
+from gatdist.bench.roofline import GPUS, Bound, Gpu, _on_one_worker, bound, estimate
 from gatdist.bench.step_costs import CPU, Costs, step_costs
 from gatdist.cli import main
 from gatdist.common.errors import PluginError
@@ -215,3 +216,16 @@ def test_the_process_is_left_as_it_was():
     estimate(load_config("digits", [filtered]))
     assert torch.equal(torch.get_rng_state(), before)
     assert type(filters.on(CPU, torch.float32, filters.bands, 8)) is torch.Tensor
+
+
+@pytest.mark.parametrize("overrides", [REUSED, ["game.update_rule=simultaneous"]])
+def test_a_worker_alone_keeps_the_batch_of_the_generator_unset(overrides):
+    config = load_config("digits", overrides)
+    alone = _on_one_worker(config, 2)
+    assert alone.run.global_batch == config.run.global_batch // 2
+    assert alone.game.generator_batch is None
+
+
+def test_a_worker_alone_gets_its_share_of_the_batch_of_the_generator():
+    config = load_config("digits", ["game.generator_batch=32"])
+    assert _on_one_worker(config, 2).game.generator_batch == 16
