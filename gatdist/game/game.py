@@ -123,6 +123,10 @@ class Game:
             ScheduledPenalty(name, penalties[name], requested.strength, requested.every_steps)
             for name, requested in sorted(config.game.penalties.items())
         )
+        if config.game.ema_batch_norm == "recomputed" and task.has_inputs:
+            rule = f"generates from latents alone, unlike the task {config.game.task.name!r}"
+            hint = "Use 'averaged' or 'live'"
+            raise ConfigError("game.ema_batch_norm", rule, value="recomputed", hint=hint)
         for each in scheduled:
             if each.penalty.at == "latents" and not task.takes_latents:
                 rule = f"needs latents, which the task {config.game.task.name!r} does not use"

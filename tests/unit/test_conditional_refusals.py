@@ -59,6 +59,10 @@ RULES = {
     "one_stage, maps": ([*ONE_STAGE, *INSTANCE, NO_TERMS], "game.update_rule"),
     "competitive, terms": (COMPETITIVE, "game.terms.l1"),
     "competitive, weight": ([*COMPETITIVE, NO_TERMS, HALVED], "game.adversarial_weight"),
+    "recomputed statistics": (
+        [*TRANSLATION, "game.ema_batch_norm=recomputed"],
+        "game.ema_batch_norm",
+    ),
     "no latents": ([*TRANSLATION, PATH_LENGTH], "game.penalties.path_length"),
 }
 
