@@ -6,6 +6,7 @@ from gatdist.models import DTYPES
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.batch import Batch
+from gatdist.training.graphs import StepGraphs
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
 
@@ -55,20 +56,21 @@ def batch_of(config, step):
     return Batch(normal(2, SIDE, SIDE), None, positions, step, inputs=inputs)
 
 
-def state_of(comm, config):
+def state_of(comm, config, recorder=None):
     if config.game.task.name == "vocoder":
         shape, metadata = (1, LENGTH), {"modality": "audio", "sample_rate": 8000}
     else:
         shape = (2, SIDE, SIDE)
         metadata = {"modality": "image", "fields": {"input": (1, SIDE, SIDE)}}
-    return TrainState(config, comm, shape, 0, metadata)
+    return TrainState(config, comm, shape, 0, metadata, recorder)
 
 
-def train(comm, config, steps=STEPS):
-    state = state_of(comm, config)
+def train(comm, config, steps=STEPS, recorder=None):
+    state = state_of(comm, config, recorder)
+    play = StepGraphs(recorder) if recorder else None
     rule = state.rule(config)
     statistics = Statistics(comm.device)
     for step in range(steps):
         batch = batch_of(config, step).every(comm.world_size, comm.rank)
-        train_step(state, rule, batch, config, statistics, PhaseTimer(comm.device))
+        train_step(state, rule, batch, config, statistics, PhaseTimer(comm.device), play)
     return {name: t.clone() for name, t in state.tensors().items()}

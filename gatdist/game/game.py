@@ -5,7 +5,7 @@ Shapes: n local samples; samples [n, C, H, W] or [n, d]; latents [n, latent_size
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -159,6 +159,19 @@ class Game:
     @cached_property
     def _draw_latents(self) -> Latents:
         return Latents(self.seed, self.latent_size, self.step_samples, self.latent_distribution)
+
+    @cached_property
+    def schedules(self) -> dict[str, Callable[[int], float]]:
+        """Functions of ``samples_seen`` that change in the run, by their names in a batch."""
+        found: dict[str, Callable[[int], float]] = {
+            f"penalty/{p.name}": p.strength.at for p in self.penalties if not p.strength.is_constant
+        }
+        for weighted in self.terms:
+            if weighted.start_samples or not weighted.weight.is_constant:
+                found[f"term/{weighted.name}"] = weighted.weight_at
+        if not self.adversarial_weight.is_constant:
+            found["adversarial"] = self.adversarial_weight.at
+        return found
 
     @cached_property
     def adaptive_states(self) -> dict[str, AdaptiveState]:
@@ -357,11 +370,13 @@ class Game:
         if not self.terms and self.adversarial_weight == Schedule.constant(1.0):
             return total, observations
         observations["loss/adversarial"] = total.detach()
-        total = self.adversarial_weight.at(samples_seen) * total
+        weight = batch.scheduled.get("adversarial", self.adversarial_weight.at(samples_seen))
+        total = weight * total
         for weighted in self.terms:
             value = weighted.term(context)
             observations[f"term/{weighted.name}"] = value.detach()
-            total = total + weighted.weight_at(samples_seen) * value
+            weight = batch.scheduled.get(f"term/{weighted.name}", weighted.weight_at(samples_seen))
+            total = total + weight * value
         return total, observations
 
     def context(
@@ -465,7 +480,7 @@ class Game:
         self, scheduled: ScheduledPenalty, inputs: Tensor, scalars: Tensor, batch: Batch
     ) -> tuple[Tensor, Observations]:
         now = scheduled.strength.at(batch.step * self.step_samples)
-        strength = batch.strengths.get(scheduled.name, now)
+        strength = batch.scheduled.get(f"penalty/{scheduled.name}", now)
         value = scheduled(inputs, scalars, self.averages, strength)
         reported = {f"penalty/{scheduled.name}": value.detach() / scheduled.every_steps}
         return value, reported | scheduled.penalty.observe(inputs, scalars)

@@ -20,8 +20,8 @@ class Batch:
         step: index of the step, a function of ``samples_seen``.
         noise: number of the noise stream, raised by each rollback.
         host_positions: ``positions`` on the CPU, where they are on another device themselves.
-        strengths: of penalties, by name, where they are kept on the device; others are a function
-            of ``step``.
+        scheduled: values of the losses' schedules, by name, where they are kept on the device;
+            others are a function of ``step``.
         weight: factor of the mean loss over these samples in the mean over the global batch, times
             the loss scale under float16.
         part: index of this part within the worker's share.
@@ -34,7 +34,7 @@ class Batch:
     step: int
     noise: int = 0
     weight: float | Tensor = 1.0
-    strengths: Mapping[str, Tensor] = field(default_factory=dict)
+    scheduled: Mapping[str, Tensor] = field(default_factory=dict)
     host_positions: Tensor | None = None
     part: int = 0
     inputs: Mapping[str, Tensor] = field(default_factory=dict)

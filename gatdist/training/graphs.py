@@ -1,7 +1,7 @@
 """CUDA graphs of a step's phases: captured once, replayed at every step.
 
 A graph holds addresses of tensors and plain numbers. Whatever differs from step to step is copied
-to the addresses that it reads: samples, labels, positions (which key all random numbers), and
+to the addresses that it reads: fields, labels, positions (which key all random numbers), and
 scheduled values. Steps with different penalties are different graphs.
 """
 
@@ -129,8 +129,8 @@ class _Inputs:
     def __init__(self, rule: UpdateRule, step: Step, config: Config) -> None:
         batch = step.batch
         self._step_samples = config.step_samples
-        self._changing = [p for p in rule.game.penalties if not p.strength.is_constant]
-        self._strengths = {p.name: _Number(batch.real) for p in self._changing}
+        self._schedules = rule.game.schedules
+        self._scheduled = {name: _Number(batch.real) for name in self._schedules}
         self._rates = {name: _Number(batch.real) for name in step.optim}
         constant = config.game.ema_half_life_samples.is_constant
         self._ema_weight = None if constant else _Number(batch.real)
@@ -139,7 +139,8 @@ class _Inputs:
             real=batch.real.clone(),
             labels=None if batch.labels is None else batch.labels.clone(),
             positions=batch.positions.clone(),
-            strengths={name: number.tensor for name, number in self._strengths.items()},
+            scheduled={name: number.tensor for name, number in self._scheduled.items()},
+            inputs={name: field.clone() for name, field in batch.inputs.items()},
         )
 
     def filled(self, step: Step) -> Step:
@@ -149,8 +150,10 @@ class _Inputs:
         mine.positions.copy_(batch.positions, non_blocking=True)
         if mine.labels is not None and batch.labels is not None:
             mine.labels.copy_(batch.labels, non_blocking=True)
-        for penalty in self._changing:
-            self._strengths[penalty.name].set(penalty.strength.at(batch.step * self._step_samples))
+        for name, field in mine.inputs.items():
+            field.copy_(batch.inputs[name], non_blocking=True)
+        for name, schedule in self._schedules.items():
+            self._scheduled[name].set(schedule(batch.step * self._step_samples))
         for name, settings in step.optim.items():
             self._rates[name].set(float(settings.learning_rate))
         optim = {

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import conditional_games
+from conditional_games import SMALL, TRANSLATION, VOCODER
 from gatdist.common.errors import ConfigError
 from gatdist.config import load_config
 from gatdist.monitor.statistics import Statistics
@@ -130,6 +132,26 @@ def test_changing_values_are_inputs_of_a_recording():
     for name in there:
         torch.testing.assert_close(here[name], there[name], rtol=1e-5, atol=1e-6, msg=name)
     assert seen_here == pytest.approx(seen_there, rel=1e-4)
+
+
+@pytest.mark.parametrize("game", [TRANSLATION, VOCODER])
+def test_fields_and_weights_of_terms_are_inputs_of_a_recording(game):
+    term = "l1" if game is TRANSLATION else "log_mel"
+    settings = [
+        *game,
+        f"game.terms.{term}.weight={{start=9.0, end=1.0, samples=80}}",
+        "game.terms.features.start_samples=60",
+        "game.adversarial_weight={start=0.5, end=1.0, samples=90}",
+        "precision.cuda_graphs=true",
+    ]
+    config = load_config("digits", [*SMALL, *settings])
+    comm, steps = LocalCommunicator(CPU), WARM_UP_STEPS + 6
+    tape = Tape()
+    replayed = conditional_games.train(comm, config, steps, tape)
+    eager = conditional_games.train(comm, config, steps)
+    assert replayed.keys() == eager.keys()
+    for name, tensor in eager.items():
+        torch.testing.assert_close(replayed[name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_each_set_of_penalties_is_recorded_once():
