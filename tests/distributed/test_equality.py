@@ -454,7 +454,7 @@ def saturate_on_one_worker(comm, folder):
     def saturated(self, samples, batch, side, discriminator=None):
         scores = discriminate(self, samples, batch, side, discriminator)
         far = -500.0 if comm.rank == 1 and side == "fake" else 0.0
-        return Scores(scores.samples, scores.logits + far)
+        return Scores(scores.samples, (scores.logits + far,))
 
     Game.discriminate = saturated
     events = []

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from gatdist.bench.presets import PRESETS
 from gatdist.config import load_config, preset_names
 from gatdist.models import build_networks
+from gatdist.models.hifigan import HiFiGANDiscriminator
+from gatdist.models.image.translation import PatchGANDiscriminator
 
 # Sample shape, classes, and the parameters of the generator and the discriminator.
 NETWORKS = {
@@ -22,12 +25,20 @@ NETWORKS = {
     "stylegan2-auto-256": ((3, 256, 256), 0, (23_191_522, 24_001_089)),
     "wavegan-16384": ((1, 16384), 0, (19_065_345, 17_427_969)),
 }
+# Presets with a task. Published numbers do not count the scales of weight normalization.
+_DISCRIMINATORS = 41_092_165 + 29_610_627  # of periods, of scales
+CONDITIONAL = {
+    "hifigan-v1": (13_926_017, _DISCRIMINATORS),
+    "hifigan-v2": (925_985, _DISCRIMINATORS),
+    "hifigan-v3": (1_462_273, _DISCRIMINATORS),
+    "pix2pix-256": (54_413_955, 2_768_705),
+}
 OURS = {"digits", "digits-conditional", "glyphs", "glyphs-r3gan", "glyphs-stylegan2", "ring"}
-OURS |= {"speech", "words"}
+OURS |= {"speech", "words", "emoji-pix2pix", "prompts-hifigan"}
 
 
 def test_presets_are_published_or_ours():
-    assert set(preset_names()) == NETWORKS.keys() | OURS
+    assert set(preset_names()) == NETWORKS.keys() | CONDITIONAL.keys() | OURS
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -36,6 +47,33 @@ def test_networks_have_the_published_number_of_parameters(name):
     with torch.device("meta"):
         networks = build_networks(load_config(name), shape, classes)
     assert tuple(sum(p.numel() for p in network.parameters()) for network in networks) == expected
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_networks_of_tasks_have_the_published_number_of_parameters(name):
+    case = PRESETS[name]
+    with torch.device("meta"):
+        networks = case.networks(case.config())
+    counts = (
+        sum(p.numel() for key, p in network.named_parameters() if not key.endswith("original0"))
+        for network in networks
+    )
+    assert tuple(counts) == CONDITIONAL[name]
+
+
+def test_discriminators_of_other_families_have_the_published_number_of_parameters():
+    """Of HiFi-GAN by kind, and the PatchGAN of VQGAN (three channels)."""
+    with torch.device("meta"):
+        kinds = (
+            HiFiGANDiscriminator(sample_shape=(1, 8192), num_classes=0, scales=0),
+            HiFiGANDiscriminator(sample_shape=(1, 8192), num_classes=0, periods=[]),
+            PatchGANDiscriminator(sample_shape=(3, 256, 256), num_classes=0),
+        )
+    counts = [
+        sum(p.numel() for key, p in kind.named_parameters() if not key.endswith("original0"))
+        for kind in kinds
+    ]
+    assert counts == [41_092_165, 29_610_627, 2_765_633]
 
 
 def cosine(start, end, samples):
@@ -133,7 +171,53 @@ def sngan(batch, generator_batch, iterations, decay_from):
     }
 
 
+def hifigan():
+    """config_v1.json to config_v3.json and train.py of hifi-gan."""
+    rate = linear(2e-4, 9.1e-6, 40_000_000) | {"shape": "exponential"}
+    both = {"name": "adam", "learning_rate": rate, "betas": [0.8, 0.99], "weight_decay": 0.01}
+    mel = {"bands": 80, "window": 1024, "hop": 256}
+    return {
+        "run": {"total_samples": 40_000_000, "global_batch": 16},
+        "game": {
+            "task": {"name": "vocoder", "crop": 8192, "highest": 8000.0, **mel},
+            "loss": "least_squares",
+            "update_rule": "alternating",
+            "order": "discriminator_first",
+            "reuse_fakes": True,
+            "terms": {
+                "log_mel": {"weight": 45.0, **mel},
+                "features": {"weight": 2.0, "logits": True},
+            },
+            "penalties": {},
+            "ema_half_life_samples": 0.0,
+        },
+        "optim": {"generator": both, "discriminator": both},
+    }
+
+
+def pix2pix():
+    """Options of pytorch-CycleGAN-and-pix2pix for facades."""
+    rate = linear(2e-4, 0.0, 40_000, 40_000)
+    both = {"name": "adam", "learning_rate": rate, "betas": [0.5, 0.999]}
+    return {
+        "run": {"total_samples": 80_000, "global_batch": 1},
+        "game": {
+            "task": {"name": "translation", "crop": 256, "flip": True},
+            "loss": "nonsaturating",
+            "update_rule": "alternating",
+            "order": "discriminator_first",
+            "terms": {"l1": {"weight": 100.0}},
+            "ema_half_life_samples": 0.0,
+        },
+        "optim": {"generator": both, "discriminator": both},
+    }
+
+
 PUBLISHED = {
+    "hifigan-v1": hifigan(),
+    "hifigan-v2": hifigan(),
+    "hifigan-v3": hifigan(),
+    "pix2pix-256": pix2pix(),
     "r3gan-cifar10": r3gan(512, 20_000_000, (0.05, 0.005), 5_000_000.0, 0.55, conditional=True),
     "r3gan-64": r3gan(256, 20_000_000, (2.0, 0.2), 500_000.0, 0.3),
     "r3gan-256": r3gan(256, 20_000_000, (150.0, 15.0), 500_000.0, 0.3),
