@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from gatdist.common.errors import DataError
 from gatdist.config import redact_url
@@ -36,33 +35,22 @@ from gatdist.packing.outcome import EXAMPLES, REPORT, write_report
 from gatdist.packing.sources import list_source
 from gatdist.runs import TrainedRun, load_run
 from gatdist.runs.applying.files import Readable, output_name, readable_fields
-from gatdist.runs.applying.work import SPOOL, STRICT_HINT, Applied, Job, Record, Task, source_of
+from gatdist.runs.applying.work import (
+    SPOOL,
+    STRICT_HINT,
+    Applied,
+    Job,
+    Record,
+    Request,
+    Task,
+    source_of,
+)
 from gatdist.runs.generator import Generator
 from gatdist.storage import Store
 
 SETTINGS = "apply.json"
 # Files of a task at most, and tasks if there are as many files.
 _TASK_FILES, _TASKS = 64, 64
-
-
-class Request(BaseModel):
-    """What to apply to what; options as in :func:`gatdist.apply`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    run: str
-    source: str
-    dest: str
-    checkpoint: str = ""
-    kind: str | None = None
-    column: str | None = None
-    tile: PositiveInt | None = None
-    batch: PositiveInt = 1
-    device: str = ""
-    strict: bool = False
-    source_options: dict[str, Any] = {}
-    dest_options: dict[str, Any] = {}
-    allowed_origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +100,7 @@ def prepare(request: Request) -> Plan:
         raise DataError("INPUT", rule, value=redact_url(request.source))
     dest.publish(SETTINGS, json.dumps(about, indent=1).encode())
     missing = [(entry, name) for name, entry in outputs.items() if name not in existing]
-    shared = request.model_dump(exclude={"kind", "column"})
+    shared = request.model_dump()
     shared |= {"source": folder, "checkpoint": run.checkpoint.name, "is_dataset": is_dataset}
     return Plan(
         job=Job(**shared),

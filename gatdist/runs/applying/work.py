@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
 from gatdist.common.devices import device_named
@@ -43,23 +43,30 @@ _TILES = {1: 2**18, 2: 2**10}
 _MAX_WHOLE = 2**24
 
 
-class Job(BaseModel):
-    """What all tasks share. Options as in :func:`gatdist.apply`."""
+class Request(BaseModel):
+    """What to apply to what; options as in :func:`gatdist.apply`."""
 
     model_config = ConfigDict(frozen=True)
 
     run: str
-    checkpoint: str  # its name
-    source: str  # the folder of the files
+    source: str
     dest: str
-    is_dataset: bool  # the source has a manifest
-    tile: int | None = None
-    batch: int = 1
+    checkpoint: str = ""
+    kind: str | None = None
+    column: str | None = None
+    tile: PositiveInt | None = None
+    batch: PositiveInt = 1
     device: str = ""
     strict: bool = False
     source_options: dict[str, Any] = {}
     dest_options: dict[str, Any] = {}
     allowed_origins: tuple[str, ...] = ()
+
+
+class Job(Request):
+    """What all tasks share: a request whose source is the folder of the files, and more."""
+
+    is_dataset: bool  # the source has a manifest
 
 
 @dataclass(frozen=True)
