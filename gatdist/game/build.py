@@ -14,7 +14,7 @@ from gatdist.common.errors import ConfigError, PluginError
 from gatdist.common.registry import call_with_options, user_code
 from gatdist.config import Config
 from gatdist.game.task_contract import examine_task
-from gatdist.game.tasks import Draws, Record, Shape, Task, is_built_in, tasks
+from gatdist.game.tasks import Draws, Record, Shape, Task, is_built_in, shapes_of_data, tasks
 from gatdist.models import build_networks
 
 
@@ -35,23 +35,23 @@ class Shapes:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, task: Task, sample_shape: Shape, fields: Mapping[str, Shape]) -> Shapes:
+    def of(cls, task: Task, sample_shape: Shape, metadata: Mapping[str, Any]) -> Shapes:
         """Find the shapes out with one sample.
 
         Args:
             task: Of the run.
             sample_shape: Of the data's samples.
-            fields: Shapes of their further fields.
+            metadata: Of the samples, with the shapes of their further fields.
 
         Raises:
             ConfigError: The data lacks a field, or has two of the target's name.
             PluginError: A user's task fails.
         """
-        if task.target in fields:
+        if task.target in metadata.get("fields", {}):
             rule = f"generates the field {task.target!r}, which is a further field of the data"
             hint = "Pack or index the data with this field as target"
             raise ConfigError("game.task", rule, value=type(task).__name__, hint=hint)
-        shapes = {task.target: sample_shape, **fields}
+        shapes = shapes_of_data(task, sample_shape, metadata)
         data = Record({name: torch.zeros(1, *shape) for name, shape in shapes.items()})
         drawn = Draws(0, "", torch.zeros(1, dtype=torch.int64))
         with user_code("game.task", "fails with a sample of zeros", value=type(task).__name__):
@@ -76,7 +76,7 @@ def build_networks_of(
     metadata: Mapping[str, Any],
 ) -> tuple[nn.Module, nn.Module]:
     """Build the configured networks for a task; see :func:`gatdist.models.build_networks`."""
-    shapes = Shapes.of(task, sample_shape, metadata.get("fields", {}))
+    shapes = Shapes.of(task, sample_shape, metadata)
     return build_networks(
         config,
         shapes.target,

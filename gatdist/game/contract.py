@@ -23,7 +23,7 @@ from gatdist.game.exactness import couplings
 from gatdist.game.hidden import Traits, attribute_states, changed, equal
 from gatdist.game.scores import parse
 from gatdist.game.task_contract import random_fields
-from gatdist.game.tasks import Draws, Fields, Shape, Task
+from gatdist.game.tasks import Draws, Fields, Shape, Task, shapes_of_data
 from gatdist.models import COMPUTE_DTYPES, DTYPES, is_built_in
 from gatdist.models.buffers import BatchNorm
 from gatdist.models.layers import latents_from
@@ -64,7 +64,7 @@ def examine(
     """
     classes = num_classes if config.model.conditional else 0
     modality = str(metadata.get("modality", ""))
-    fields = {task.target: sample_shape, **metadata.get("fields", {})}
+    fields = shapes_of_data(task, sample_shape, metadata)
     found: dict[PlayerName, Traits] = {}
     for player, network in networks.items():
         if is_built_in(config, player):

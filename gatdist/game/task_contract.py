@@ -15,7 +15,7 @@ from torch import Tensor
 from gatdist.common.errors import PluginError
 from gatdist.common.registry import user_code
 from gatdist.common.seeding import generator_states
-from gatdist.game.tasks import Draws, Fields, Record, Shape, Task
+from gatdist.game.tasks import Draws, Fields, Record, Shape, Task, shapes_of_data
 from gatdist.models.structure import dtype_name
 from gatdist.parallel import draws
 
@@ -56,7 +56,7 @@ def examine_task(name: str, task: Task, sample_shape: Shape, metadata: Mapping[s
         ConfigError: The data lacks a field.
         PluginError: The task breaks the contract.
     """
-    shapes = {task.target: sample_shape, **metadata.get("fields", {})}
+    shapes = shapes_of_data(task, sample_shape, metadata)
     check = _TaskCheck(name, task, shapes, str(metadata.get("modality", "")))
     for is_training in (True, False):
         check.run(is_training)

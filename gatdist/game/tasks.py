@@ -119,6 +119,13 @@ def _is_alike(field: Tensor, target: Tensor) -> bool:
     return field.shape == target.shape
 
 
+def shapes_of_data(
+    task: Task, sample_shape: Shape, metadata: Mapping[str, Any]
+) -> dict[str, Shape]:
+    """Return the shapes of the data's fields by name, that of the generated one first."""
+    return {task.target: sample_shape, **metadata.get("fields", {})}
+
+
 tasks: Registry[type[Task]] = Registry("game.task")
 
 
@@ -193,7 +200,6 @@ class Vocoder(Task):
         hop: PositiveInt = 256,
         highest: PositiveFloat | None = None,
     ) -> None:
-        super().__init__()
         if crop % hop:
             hint = f"Use {max(1, round(crop / hop)) * hop}"
             raise ConfigError(

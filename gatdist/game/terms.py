@@ -106,8 +106,8 @@ class _Difference(Term):
     def compared(self, value: Tensor) -> Tensor:
         return value
 
-    def function(self, difference: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def function(self, difference: Tensor) -> Tensor: ...
 
 
 @terms.register("l1")

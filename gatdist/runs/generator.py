@@ -49,7 +49,7 @@ class Generator(nn.Module):
         self.config, self.sample_format, self.samples_seen = config, sample_format, samples_seen
         self.task = build_task(config, sample_format.shape, sample_format.metadata)
         others = sample_format.metadata.get("fields", {})
-        self.shapes = Shapes.of(self.task, sample_format.shape, others)
+        self.shapes = Shapes.of(self.task, sample_format.shape, sample_format.metadata)
         own, *_ = [*sample_format.fields.values(), sample_format]
         self.formats: Mapping[str, SampleFormat] = {
             self.task.target: own,

@@ -79,7 +79,7 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     warnings: list[str] = []
     if not Checkpoints(store.child("checkpoints")).committed():
         warnings += start_from_another_run(config, by_player, run_dir)
-    shapes = Shapes.of(task, sample_shape, metadata.get("fields", {}))
+    shapes = Shapes.of(task, sample_shape, metadata)
     traits = examine(config, by_player, task, sample_shape, num_classes, metadata)
     warnings += require_exact(config, traits)
     for name, network in by_player.items():

@@ -74,7 +74,7 @@ class TrainState:
         between = OutsideCommunicator(comm, recorder) if recorder else comm
         self.reduction = Reduction.from_config(config, between)
         task = task or build_task(config, sample_shape, metadata)
-        shapes = Shapes.of(task, sample_shape, metadata.get("fields", {}))
+        shapes = Shapes.of(task, sample_shape, metadata)
         if networks is None:
             networks = build_networks_of(config, task, sample_shape, num_classes, metadata)
             for network in networks:
