@@ -1,4 +1,4 @@
-"""What a discriminator returns: logits of any shape, of one or several parts, and features."""
+"""What a discriminator returns: logits and features of its sub-discriminators."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Scores:
 
     Attributes:
         samples: What it was shown, [n, …].
-        maps: Logits of each of its parts, [n] or a map [n, …].
-        features: Of each of its parts, the feature maps [n, …], if it returns them.
+        maps: Logits of each sub-discriminator, [n] or a map [n, …].
+        features: Feature maps [n, …] of each sub-discriminator, if it returns them.
     """
 
     samples: Tensor
@@ -26,7 +26,7 @@ class Scores:
 
     @property
     def logits(self) -> Tensor:
-        """One number for each sample, [n]: the mean of each part's map, summed over the parts."""
+        """One number for each sample, [n]: the means over the maps, summed."""
         return mean_over_maps(lambda logits: logits, self)
 
     def detach(self) -> Scores:
@@ -38,7 +38,7 @@ class Scores:
 
 
 def mean_over_maps(function: Callable[..., Tensor], *sides: Scores) -> Tensor:
-    """Average a function of logits over each part's map; return the sum over the parts, [n]."""
+    """Average a function of logits over each map; return the sum over sub-discriminators, [n]."""
     total: Tensor | None = None
     for logits in zip(*(side.maps for side in sides), strict=True):
         value = function(*logits)
@@ -52,8 +52,8 @@ def mean_over_maps(function: Callable[..., Tensor], *sides: Scores) -> Tensor:
 def parse(output: Any) -> tuple[tuple[Tensor, ...], tuple[tuple[Tensor, ...], ...]] | None:
     """Return the maps and features in a discriminator's output; None if it is something else.
 
-    The output is logits, or a list with, for each part, logits or a list of features with the
-    logits last.
+    The output is logits, or a list with, for each sub-discriminator, logits or a list of features
+    with the logits last.
     """
     if isinstance(output, Tensor):
         return (output,), ()

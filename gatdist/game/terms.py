@@ -130,8 +130,8 @@ class L2(_Difference):
 class Features(Term):
     """Mean absolute difference of the discriminator's feature maps (Larsen et al. 2016).
 
-    Averaged over each map, summed over the maps of all parts. ``logits``: whether the maps of
-    logits count as features, as in the published code of HiFi-GAN.
+    Averaged over each map, summed over the maps of all sub-discriminators. ``logits``: whether the
+    maps of logits count as features, as in the published code of HiFi-GAN.
     """
 
     needs_features = True

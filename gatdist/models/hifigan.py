@@ -159,7 +159,7 @@ class _SubDiscriminator(nn.Module):
 
 @discriminators.register("hifigan")
 class HiFiGANDiscriminator(nn.Module):
-    """Clips [n, 1, t] → features and logits of several parts: of periods, and of scales.
+    """Clips [n, 1, t] → features and logits of sub-discriminators of periods and scales.
 
     ``periods``: the clip is folded into rows of this length, seen by convolutions along columns.
     ``scales``: number of rates, each half of the one before; the first has spectral instead of

@@ -115,8 +115,8 @@ def _drop(x: Tensor, noise: Tensor, start: int) -> tuple[Tensor, int]:
 class PatchGANDiscriminator(nn.Module):
     """PatchGAN: images [n, c, h, w] → features, and a logit for each patch of 70 × 70 pixels.
 
-    ``layers``: strided convolutions after the first; 3 is the published number. ``scales``: parts,
-    each of which sees images of half the size of the one before (2 or 3 in pix2pixHD).
+    ``layers``: strided convolutions after the first; 3 is the published number. ``scales``: number
+    of sub-discriminators, 2 or 3 in pix2pixHD; each sees images of half the size of the one before.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class PatchGANDiscriminator(nn.Module):
         )
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> list[list[Tensor]]:
-        """Return the features of each part, with its logits [n, 1, h′, w′] last."""
+        """Return the features of each sub-discriminator, with its logits [n, 1, h′, w′] last."""
         found = []
         for scale, part in enumerate(self.parts):
             if scale:
