@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,7 @@ hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TEMPORARY = Path(tempfile.gettempdir()).resolve()
 
 # Prefixes of the names of threads that a library keeps until the process exits.
 LASTING_THREADS = ("fsspecIO", "asyncio_", "pytest_timeout", "ray_", "PythonGCThread")
@@ -111,6 +113,33 @@ def no_leaked_process_group() -> Iterator[None]:
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
         pytest.fail("the test left a torch process group initialized")
+
+
+@pytest.fixture(autouse=True)
+def forgotten_user_code() -> Iterator[None]:
+    """Remove what a test registered, and the modules that it imported from temporary folders."""
+    names = {id(registry): set(registry.names()) for registry in _registries()}
+    modules = set(sys.modules)
+    yield
+    for registry in _registries():
+        for name in set(registry.names()) - names.get(id(registry), set()):
+            entry = getattr(registry[name], "func", registry[name])  # of a partial
+            module = getattr(entry, "__module__", "")
+            if module in modules or not module.startswith("gatdist."):  # else newly imported
+                del registry._entries[name]
+    for name in set(sys.modules) - modules:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if TEMPORARY in Path(file).parents:
+            del sys.modules[name]
+
+
+def _registries() -> list[Any]:
+    module = sys.modules.get("gatdist.common.registry")
+    if module is None:
+        return []
+    loaded = [vars(sys.modules[name]) for name in sys.modules if name.startswith("gatdist.")]
+    found = [x for names in loaded for x in names.values() if isinstance(x, module.Registry)]
+    return list({id(x): x for x in found}.values())
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ import shlex
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -121,20 +120,9 @@ def work_folder(reader_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return folder
 
 
-@pytest.fixture
-def forgotten_modules() -> Iterator[None]:
-    """Remove the modules that a test has imported."""
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None) or ""
-        if "reader_files" in Path(file).parts:
-            del sys.modules[name]
-
-
 @pytest.mark.parametrize("document", documents())
 def test_commands_of_document_run(
-    document: str, work_folder: Path, forgotten_modules: None, capsys: pytest.CaptureFixture[str]
+    document: str, work_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if document in ("README.md", "docs/tutorial/first-run.md"):
         shutil.rmtree(work_folder / "runs" / "digits")  # trained by the commands of the document

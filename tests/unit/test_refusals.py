@@ -7,7 +7,6 @@ from torch import nn
 from gatdist.common.errors import ConfigError, PluginError
 from gatdist.config import load_config
 from gatdist.models import register_discriminator
-from gatdist.models.registry import discriminators
 from gatdist.training.plan import check
 from support import refused
 
@@ -67,8 +66,7 @@ class NotTwice(nn.Linear):
 
 
 @pytest.fixture(autouse=True)
-def own_networks(monkeypatch):
-    monkeypatch.setattr(discriminators, "_entries", dict(discriminators._entries))
+def own_networks():
     for kind in (Normalized, Patches, TakesTokens, NotTwice):
         register_discriminator(kind.__name__)(
             lambda *, sample_shape, num_classes, kind=kind: kind(sample_shape)

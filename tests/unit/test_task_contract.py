@@ -7,9 +7,6 @@ from torch import nn
 from gatdist import Task, Term, register_generator, register_task, register_term
 from gatdist.common.errors import ConfigError, PluginError
 from gatdist.config import load_config
-from gatdist.game.tasks import tasks
-from gatdist.game.terms import terms
-from gatdist.models.registry import generators
 from gatdist.training.plan import check
 from support import refused
 
@@ -20,12 +17,6 @@ SMALL = [
     'model.discriminator={name="residual", width=4}',
 ]
 OWN = ['game.task={name="own"}', 'model.generator={name="copying"}']
-
-
-@pytest.fixture(autouse=True)
-def own_registries(monkeypatch):
-    for registry in (tasks, terms, generators):
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 class Copying(nn.Module):

@@ -15,11 +15,10 @@ import gatdist
 from gatdist.cli import main
 from gatdist.common.errors import ConfigError, PluginError, UserError
 from gatdist.config import load_config
-from gatdist.evaluation.features import Extractor, extractors, register_feature_extractor
-from gatdist.game import UpdateRule, register_update_rule, update_rules
-from gatdist.game.losses import Loss, Sum, losses, register_loss
+from gatdist.evaluation.features import Extractor, register_feature_extractor
+from gatdist.game import UpdateRule, register_update_rule
+from gatdist.game.losses import Loss, Sum, register_loss
 from gatdist.models import register_discriminator, register_generator
-from gatdist.models.registry import discriminators, generators
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs.inspection import digest
 from gatdist.storage import Store
@@ -30,12 +29,6 @@ from support import refused
 LOCAL = LocalCommunicator(torch.device("cpu"))
 
 RING = ["evaluate.metrics=[]", "game.penalties={}"]
-
-
-@pytest.fixture(autouse=True)
-def own_registries(monkeypatch):
-    for registry in (generators, discriminators, losses, update_rules, extractors):
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 class PointDiscriminator(nn.Module):
