@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from gatdist.common.cores import usable_cores
 from gatdist.common.devices import default_device, device_named
 from gatdist.common.errors import CheckpointError, ClusterError, ConfigError, InterruptedRunError
-from gatdist.config import Config, cuda_variables, redact_url
+from gatdist.config import Config, TermConfig, cuda_variables, redact_url
 from gatdist.storage import Store
 from gatdist.storage.store import at_file
 from gatdist.storage.urls import absolute, options_for
@@ -468,8 +468,21 @@ def _anchored(config: Config) -> Config:
     unpaired = {name: anchored(each) for name, each in config.data.unpaired.items()}
     data = anchored(config.data).model_copy(update={"unpaired": unpaired})
     model = config.model.model_copy(update={"init_from": anchor(config.model.init_from)})
-    evaluate = config.evaluate.model_copy(update={"url": anchor(config.evaluate.url)})
-    return config.model_copy(update={"data": data, "model": model, "evaluate": evaluate})
+    urls = {key: anchor(getattr(config.evaluate, key)) for key in ("url", "features_file")}
+    evaluate = config.evaluate.model_copy(update=urls)
+    terms = {name: _with_anchored_file(term, anchor) for name, term in config.game.terms.items()}
+    game = config.game.model_copy(update={"terms": terms})
+    return config.model_copy(
+        update={"data": data, "model": model, "game": game, "evaluate": evaluate}
+    )
+
+
+def _with_anchored_file(term: TermConfig, anchor: Callable[[str], str]) -> TermConfig:
+    """Return a term whose option ``file``, if it has one with a digest, is absolute."""
+    file = term.options.get("file")
+    if not isinstance(file, str) or "sha256" not in term.options:
+        return term
+    return term.model_copy(update={"file": anchor(file)})
 
 
 def pack(

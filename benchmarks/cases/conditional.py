@@ -51,7 +51,9 @@ def main() -> None:
 
 
 def gatdist_case(case: PresetCase, config: Config, comm: Communicator) -> GatdistCase:
-    real, inputs = case.real(config, CPU), case.inputs(config, CPU)
+    mine = slice(comm.rank, None, comm.world_size)
+    inputs = {name: field[mine] for name, field in case.inputs(config, CPU).items()}
+    real = case.real(config, CPU)[mine]
     return GatdistCase(config, real, comm, metadata=case.metadata, inputs=inputs)
 
 

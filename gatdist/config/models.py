@@ -226,6 +226,9 @@ class Config(Section):
         values = self.model_dump(mode="json")
         for section, key in _SECRETIVE:
             values[section][key] = _masked(values[section][key])
+        for term in values["game"]["terms"].values():
+            if "file" in term:
+                term["file"] = _masked(term["file"])
         return values
 
     def result_keys(self) -> dict[str, Any]:
@@ -234,7 +237,10 @@ class Config(Section):
         exact = {
             key: value
             for key, value in flat.items()
-            if key.startswith(_RESULT_KEYS) and not _LOCATION.search(key)
+            if key.startswith(_RESULT_KEYS)
+            and not _LOCATION.search(key)
+            # A file with a digest may be anywhere.
+            and not (key.endswith(".file") and f"{key.removesuffix('file')}sha256" in flat)
         }
         exact["data.interleave"] = self.interleave
         exact["model.init_from"] = redact_url(self.model.init_from)

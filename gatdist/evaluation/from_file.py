@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import warnings
 from abc import abstractmethod
 from typing import Any
 
@@ -17,9 +15,8 @@ from gatdist.config import EvaluateConfig, redact_url
 from gatdist.data.dataset import Dataset
 from gatdist.evaluation.features import Extractor, register_feature_extractor
 from gatdist.evaluation.inception import NUM_FEATURES, SIDE, Inception
+from gatdist.models.torchscript import FrozenNetwork, read_verified
 from gatdist.parallel.communicator import Communicator
-from gatdist.storage.store import at_file
-from gatdist.storage.urls import absolute
 
 # Of pt_inception-2015-12-05-6726825d.pth, in the release fid_weights of mseitzer/pytorch-fid.
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -41,13 +38,15 @@ class _FromFile(Extractor):
             rule, hint = "needs images, and the data set has none", "Choose other evaluate.features"
             raise DataError("evaluate.features", rule, value=config.features, hint=hint)
         self._digest = config.features_sha256 or self.default_sha256
-        for key, value in (("file", config.features_file), ("sha256", self._digest)):
-            if not value:
-                rule = f"is required by evaluate.features = '{config.features}'"
-                raise ConfigError(f"evaluate.features_{key}", rule)
+        content = read_verified(
+            config.features_file,
+            self._digest,
+            file_key="evaluate.features_file",
+            sha256_key="evaluate.features_sha256",
+        )
         name = redact_url(config.features_file)
         try:
-            self._load(_content(config, self._digest), name, comm.device)
+            self._load(content, name, comm.device)
         except self.file_error as error:
             rule = f"is not {self.file_kind} ({str(error).strip().splitlines()[0]})"
             raise ConfigError("evaluate.features_file", rule, value=name, hint=self.hint) from None
@@ -124,25 +123,10 @@ class TorchScriptFeatures(_FromFile):
         self.num_features = shown.shape[1]
 
     def _load(self, content: bytes, name: str, device: torch.device) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TorchScript is deprecated
-            self._network = torch.jit.load(io.BytesIO(content), map_location=device).eval()
-        known = [argument.name for argument in self._network.forward.schema.arguments]
-        self._more = {"return_features": True} if "return_features" in known else {}
+        self._network = FrozenNetwork(content)
+        known = self._network.parameters
+        self._more: dict[str, Any] = {"return_features": True} if "return_features" in known else {}
 
     def _features(self, pixels: Tensor) -> Tensor:
-        return self._network(pixels, **self._more)
-
-
-def _content(config: EvaluateConfig, digest: str) -> bytes:
-    store, name = at_file(absolute(config.features_file))
-    content = store.read(name)
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
-        raise ConfigError(
-            "evaluate.features_sha256",
-            f"{redact_url(config.features_file)} has another digest: {found}",
-            value=digest,
-            hint="Download the file again, or correct the digest if you trust the file",
-        )
-    return content
+        features: Tensor = self._network(pixels, **self._more)
+        return features

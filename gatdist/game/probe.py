@@ -122,7 +122,7 @@ def _check_terms(config: Config, game: Game, batch: Batch) -> None:
         refusal = ConfigError if is_built_in(weighted.term) else PluginError
         expected = f"must return one finite floating-point value per sample, ({n},)"
         with user_code(subject, f"fails with {n} samples", value=kind):
-            value = weighted.term(context)
+            value, again = weighted.term(context), weighted.term(context)
         if not isinstance(value, Tensor):
             raise PluginError(subject, f"{expected}; found {type(value).__name__}", value=kind)
         if value.shape != (n,) or not value.is_floating_point():
@@ -130,6 +130,9 @@ def _check_terms(config: Config, game: Game, batch: Batch) -> None:
             raise PluginError(subject, f"{expected}; found {found}", value=kind)
         if not value.isfinite().all():
             raise PluginError(subject, f"{expected}; found NaN or infinity", value=kind)
+        if not torch.equal(value, again):
+            rule = "has another value for the same samples in another call"
+            raise PluginError(subject, rule, value=kind, hint="Do not draw random numbers")
         gradients: Sequence[Tensor | None] = ()
         if value.requires_grad:
             fields = list(generated.values())

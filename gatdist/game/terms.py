@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from gatdist.common.errors import ConfigError, PluginError
 from gatdist.common.registry import Registry, call_with_options, user_code
-from gatdist.config import Config, Schedule, TermConfig
+from gatdist.config import Config, Schedule, TermConfig, redact_url
 from gatdist.game.scores import Scores
 from gatdist.game.tasks import Fields
 from gatdist.models.spectrograms import LogMelSpectrogram
+from gatdist.models.torchscript import FrozenNetwork, read_verified
 
 
 @dataclass(frozen=True)
@@ -86,44 +87,38 @@ def is_built_in(term: Term) -> bool:
     return type(term).__module__ == __name__
 
 
-class _Difference(Term):
-    """The mean of a function of the difference between a field's real and generated values."""
+class _OfField(Term):
+    """A term of one field's real and generated values; by default, the target's."""
 
-    def __init__(self, *, target: str, field: str | None = None) -> None:
-        self.field = field or target
+    def __init__(self, *, target: str, subject: str, field: str | None = None) -> None:
+        self.subject, self.field = subject, field or target
 
     def __call__(self, context: Context) -> Tensor:
         for fields in (context.real, context.fake):
             if self.field not in fields:
                 rule = f"no field of the samples: {', '.join(sorted(fields))}"
-                raise ConfigError("game.terms", rule, value=self.field)
-        fake, real = (
-            self.compared(context.fake[self.field]),
-            self.compared(context.real[self.field]),
-        )
-        return self.function(fake - real).flatten(1).mean(1)
-
-    def compared(self, value: Tensor) -> Tensor:
-        return value
+                raise ConfigError(f"{self.subject}.field", rule, value=self.field)
+        return self.difference(context.fake[self.field], context.real[self.field])
 
     @abstractmethod
-    def function(self, difference: Tensor) -> Tensor: ...
+    def difference(self, fake: Tensor, real: Tensor) -> Tensor:
+        """Return the term of each sample, [n]."""
 
 
 @terms.register("l1")
-class L1(_Difference):
+class L1(_OfField):
     """Mean absolute difference."""
 
-    def function(self, difference: Tensor) -> Tensor:
-        return difference.abs()
+    def difference(self, fake: Tensor, real: Tensor) -> Tensor:
+        return (fake - real).abs().flatten(1).mean(1)
 
 
 @terms.register("l2")
-class L2(_Difference):
+class L2(_OfField):
     """Mean squared difference."""
 
-    def function(self, difference: Tensor) -> Tensor:
-        return difference.square()
+    def difference(self, fake: Tensor, real: Tensor) -> Tensor:
+        return (fake - real).square().flatten(1).mean(1)
 
 
 @terms.register("features")
@@ -136,14 +131,14 @@ class Features(Term):
 
     needs_features = True
 
-    def __init__(self, *, target: str, logits: bool = False) -> None:
-        self.logits = logits
+    def __init__(self, *, subject: str, logits: bool = False) -> None:
+        self.subject, self.logits = subject, logits
 
     def __call__(self, context: Context) -> Tensor:
         real, fake = context.real_scores, context.fake_scores
         if not fake.features:
             rule = "the discriminator returns no feature maps"
-            raise ConfigError("game.terms.features", rule, hint="Remove it")
+            raise ConfigError(self.subject, rule, hint="Remove it")
         pairs = [
             pair
             for theirs, mine in zip(real.features, fake.features, strict=True)
@@ -155,7 +150,7 @@ class Features(Term):
 
 
 @terms.register("log_mel")
-class LogMel(_Difference):
+class LogMel(_OfField):
     """Mean absolute difference of log-mel spectrograms of audio (Kong et al. 2020).
 
     The options are those of :class:`~gatdist.models.spectrograms.LogMelSpectrogram`.
@@ -165,6 +160,7 @@ class LogMel(_Difference):
         self,
         *,
         target: str,
+        subject: str,
         sample_rate: int,
         field: str | None = None,
         bands: PositiveInt = 80,
@@ -172,21 +168,107 @@ class LogMel(_Difference):
         hop: PositiveInt = 256,
         highest: PositiveFloat | None = None,
     ) -> None:
-        super().__init__(target=target, field=field)
+        super().__init__(target=target, subject=subject, field=field)
         self.mel = LogMelSpectrogram(
             sample_rate,
             bands=bands,
             window=window,
             hop=hop,
             highest=highest,
-            subject="game.terms.log_mel",
+            subject=subject,
         )
 
-    def compared(self, value: Tensor) -> Tensor:
-        return self.mel(value)
+    def difference(self, fake: Tensor, real: Tensor) -> Tensor:
+        return (self.mel(fake) - self.mel(real)).abs().flatten(1).mean(1)
 
-    def function(self, difference: Tensor) -> Tensor:
-        return difference.abs()
+
+@terms.register("perceptual")
+class Perceptual(_OfField):
+    """Difference of feature maps of a network from a TorchScript file (Johnson et al. 2016).
+
+    The network maps images [n, 3, H, W] to a map [n, …] or a list of maps, each sample for itself.
+    It is not trained, and computes in the precision of the images. Grayscale images are passed as
+    three equal channels. Differences are averaged over each map and summed over the maps.
+
+    Args:
+        target: Of the task.
+        subject: Configuration key of the term, for messages.
+        file: URL of the network.
+        sha256: SHA-256 of the file, in hex. TorchScript is a program: run only what you trust.
+        field: Images that are compared; None: the target.
+        pixel_range: What the network expects for black and white.
+        distance: Absolute (``l1``) or squared (``l2``).
+        map_weights: Factors of the maps; None: 1 each.
+        arguments: Keyword arguments of the network's ``forward`` besides the images.
+
+    Raises:
+        ConfigError: The file has another digest or is no TorchScript, or its network does not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        target: str,
+        subject: str,
+        file: str,
+        sha256: str,
+        field: str | None = None,
+        pixel_range: list[float] = [0.0, 1.0],  # noqa: B006
+        distance: Literal["l1", "l2"] = "l1",
+        map_weights: list[float] | None = None,
+        arguments: dict[str, Any] = {},  # noqa: B006
+    ) -> None:
+        super().__init__(target=target, subject=subject, field=field)
+        if len(pixel_range) != 2 or pixel_range[0] == pixel_range[1]:
+            rule = "must be the two values for black and white"
+            raise ConfigError(f"{subject}.pixel_range", rule, value=pixel_range)
+        self._black, self._white = pixel_range
+        self._power, self._weights = {"l1": 1, "l2": 2}[distance], map_weights
+        self._file, self._arguments = redact_url(file), arguments
+        keys = {"file_key": f"{subject}.file", "sha256_key": f"{subject}.sha256"}
+        content = read_verified(file, sha256, **keys)
+        try:
+            self._network = FrozenNetwork(content)
+        except RuntimeError as error:
+            rule = f"is no TorchScript ({str(error).strip().splitlines()[0]})"
+            raise self._refused(rule) from None
+        for name in arguments:
+            if name not in self._network.parameters:
+                rule = f"no argument of the network: {', '.join(self._network.parameters)}"
+                raise ConfigError(f"{subject}.arguments", rule, value=name)
+
+    def difference(self, fake: Tensor, real: Tensor) -> Tensor:
+        with torch.no_grad():
+            theirs = self._maps(real)
+        mine = self._maps(fake)
+        weights = [1.0] * len(mine) if self._weights is None else self._weights
+        if len(weights) != len(mine):
+            rule = f"must have one value per map of the network, {len(mine)}"
+            raise ConfigError(f"{self.subject}.map_weights", rule, value=weights)
+        values = [
+            weight * (a - b).abs().pow(self._power).flatten(1).mean(1)
+            for weight, a, b in zip(weights, mine, theirs, strict=True)
+        ]
+        return torch.stack(values).sum(0)
+
+    def _maps(self, images: Tensor) -> Sequence[Tensor]:
+        if images.dim() != 4 or images.shape[1] not in (1, 3):
+            rule = f"needs images of 1 or 3 channels; found {list(images.shape[1:])}"
+            raise ConfigError(f"{self.subject}.field", rule, value=self.field)
+        pixels = (images + 1) / 2 * (self._white - self._black) + self._black
+        pixels = pixels.expand(-1, 3, -1, -1)
+        found = self._network(pixels, dtype=images.dtype, **self._arguments)
+        maps = [found] if isinstance(found, Tensor) else found
+        is_list = isinstance(maps, list | tuple) and len(maps) > 0
+        if not is_list or not all(
+            isinstance(m, Tensor) and m.shape[:1] == images.shape[:1] for m in maps
+        ):
+            raise self._refused("must return a tensor or a list of tensors with a row per sample")
+        return maps
+
+    def _refused(self, rule: str) -> ConfigError:
+        hint = "Save a network of images with torch.jit.save"
+        return ConfigError(f"{self.subject}.file", rule, value=self._file, hint=hint)
 
 
 def build_terms(
@@ -202,13 +284,13 @@ def build_terms(
     if not config.game.terms and not (weight.start or weight.end):
         hint = "Raise it, or add terms to game.terms"
         raise ConfigError("game.adversarial_weight", "leaves no loss", value=0, hint=hint)
-    given = {"target": target, **metadata}
     found = []
     for name, requested in sorted(config.game.terms.items()):
         subject = f"game.terms.{name}"
         kind: Any = terms[requested.term or name]
         if not isinstance(kind, type) or not issubclass(kind, Term):
             raise PluginError(subject, "must be a subclass of gatdist.Term")
+        given = {"target": target, "subject": subject, **metadata}
         taken = {k: v for k, v in given.items() if k in inspect.signature(kind).parameters}
         with user_code(subject, "fails in its constructor", value=requested.term or name):
             term = call_with_options(kind, requested.options, subject, **taken)

@@ -208,7 +208,7 @@ def test_a_right_term_passes_and_may_have_another_name(tmp_path):
             "weight={start=0.0, end=1.0, samples=10, delay=10000000000}",
             "game.terms.l1.weight",
         ),
-        ("weight=1.0, field='depth'", "game.terms"),
+        ("weight=1.0, field='depth'", "game.terms.l1.field"),
         ("weight=1.0, side=3", "game.terms.l1.side"),
         ("weight=-1.0", "game.terms.l1.weight"),
     ],
