@@ -70,17 +70,24 @@ def bare_read(folder: Path, threads: int, stack: ExitStack) -> Iterator[int]:
                     yield BATCH
 
 
-def bare_decode(folder: Path, threads: int, stack: ExitStack) -> Iterator[Tensor]:
+def bare_decode(
+    folder: Path,
+    threads: int,
+    stack: ExitStack,
+    decode_into: Callable[[bytes, NDArray[Any]], object] = decode_image_into,
+    dtype: type = np.uint8,
+) -> Iterator[Tensor]:
     """Upper bound: decoding from memory into allocated batches."""
     contents = list(itertools.islice(_files(folder), 2048))
-    size = open_dataset(DataConfig(url=str(folder))).sample_shape[1]
-    out = [np.empty((BATCH, size, size, 3), np.uint8) for _ in range(4)]
+    channels, *sizes = open_dataset(DataConfig(url=str(folder))).sample_shape
+    shape = (*sizes, channels) if dtype is np.uint8 else (channels, *sizes)
+    out = [np.empty((BATCH, *shape), dtype) for _ in range(4)]
     pool = stack.enter_context(ThreadPoolExecutor(threads))
 
     def decode(number: int, share: int) -> None:
         for row in range(share, BATCH, threads):
             content = contents[(number * BATCH + row) % len(contents)]
-            decode_image_into(content, out[number % 4][row])
+            decode_into(content, out[number % 4][row])
 
     ahead = [[pool.submit(decode, n, share) for share in range(threads)] for n in range(2)]
     for number in itertools.count(2):

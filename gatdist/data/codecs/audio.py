@@ -109,6 +109,9 @@ def decode_audio_into(content: bytes | memoryview, out: Clip, sample_rate: int) 
         if channels not in (1, found.channels) and found.channels != 1:
             rule = f"has {found.channels} channels, expected {channels}"
             raise CodecError(rule, hint=f"Set data.channels to 1 or {found.channels}")
+        if channels == found.channels == 1 and out.flags.c_contiguous:
+            _frames(file, length, out.reshape(length, 1))
+            return
         frames = _frames(file, length)
     out[...] = frames.mean(axis=1) if channels == 1 else frames.T
 
@@ -149,10 +152,12 @@ def _header(file: Any) -> AudioHeader:
     return AudioHeader(_CONTAINERS[file.format], file.channels, file.frames, file.samplerate)
 
 
-def _frames(file: Any, length: int) -> Clip:
-    frames: Clip = file.read(length, dtype="float32", always_2d=True)
+def _frames(file: Any, length: int, out: Clip | None = None) -> Clip:
+    """Read [n, C], into ``out`` if it is given."""
+    frames: Clip = file.read(length, dtype="float32", always_2d=True, out=out)
     if len(frames) != length:  # a truncated file
         raise CodecError(f"ends after {file.tell():,} of {file.frames:,} samples")
-    if not np.isfinite(frames).all():  # WAV may hold any floats
+    holds_floats = not file.subtype.startswith("PCM")
+    if holds_floats and not np.isfinite(frames).all():
         raise CodecError("holds non-finite numbers", hint="Remove the sample and pack again")
     return frames
