@@ -13,7 +13,7 @@ from typing import Self
 from urllib.parse import unquote
 
 from gatdist.common.errors import ConfigError, DataError, StorageError, StorageUnavailableError
-from gatdist.config import expand_env, redact_url
+from gatdist.config import expand_env
 from gatdist.packing.entries import Entry, Listing, Part, Span, Zipped
 from gatdist.storage import Store
 from gatdist.storage.urls import LOCAL, OutsideUrl, origin
@@ -317,17 +317,19 @@ def _place(span: Span, store: Store, folders: Sequence[str]) -> str:
     return os.path.dirname(path)
 
 
-def require_apart(source: str, dest: str, source_name: str, dest_name: str) -> None:
+def require_apart(source: Store, dest: Store, source_name: str, dest_name: str) -> None:
     """Raise DataError if one folder is inside the other, or both are one.
 
     ``source_name`` and ``dest_name`` are the arguments' names for messages.
     """
-    source, dest = redact_url(source), redact_url(dest)
-    paths = (url if "://" in url else os.path.realpath(url) for url in (dest, source))
-    inside, outside = (f"{path.rstrip('/')}/" for path in paths)
+    places = (
+        os.path.realpath(store.local_path()) if store.is_local else store.url
+        for store in (dest, source)
+    )
+    inside, outside = (f"{place.rstrip('/')}/" for place in places)
     if inside.startswith(outside):
-        hint = "Choose a folder outside of it"
-        raise DataError(dest_name, f"is inside {source_name} ({source})", value=dest, hint=hint)
+        rule, hint = f"is inside {source_name} ({source.url})", "Choose a folder outside of it"
+        raise DataError(dest_name, rule, value=dest.url, hint=hint)
     if outside.startswith(inside):
-        rule = f"is inside {dest_name} ({dest})"
-        raise DataError(source_name, rule, value=source, hint="Choose another")
+        rule = f"is inside {dest_name} ({dest.url})"
+        raise DataError(source_name, rule, value=source.url, hint="Choose another")

@@ -61,7 +61,7 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
     """
     began_s = time.time()
     dest = Store(request.dest, request.dest_options)
-    require_apart(request.source, request.dest, "SOURCE", "DEST")
+    require_apart(Store(request.source, request.source_options), dest, "SOURCE", "DEST")
     noted = noted_plan(request, dest)
     if not (noted or dry_run):
         note_plan(request, dest, None)

@@ -133,14 +133,14 @@ def is_dangling(entry: os.DirEntry[str]) -> bool:
     return entry.is_symlink() and not os.path.exists(entry.path)
 
 
-def dangling_links(folder: str) -> Iterator[str]:
-    """Yield paths of broken links below a folder; links to folders are not followed."""
+def links(folder: str) -> Iterator[str]:
+    """Yield paths of symbolic links below a folder, which are not followed."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if is_dangling(entry):
+            if entry.is_symlink():
                 yield entry.path
-            elif entry.is_dir(follow_symlinks=False):
-                yield from dangling_links(entry.path)
+            elif entry.is_dir():
+                yield from links(entry.path)
 
 
 def replace(path: str, write: Callable[[BinaryIO], object]) -> None:

@@ -33,7 +33,8 @@ from gatdist.packing.entries import Entry, Part, Span
 from gatdist.runs.applying import work
 from gatdist.runs.applying.files import output_name
 from gatdist.storage import Store
-from packing import write
+from gatdist.storage.local import remove_all
+from packing import content, write
 from support import refused
 
 
@@ -384,6 +385,7 @@ def folder(translation, vocoder, generation, tmp_path_factory):
     write(folder / "mixed", {"0.png": png(0), "bad.png": b"x"})
     write(folder / "text", {"0.png": png(0), "note.txt": b"x"})
     (folder / "empty").mkdir()
+    os.symlink(folder / "in", folder / "link")
     return folder
 
 
@@ -398,6 +400,36 @@ class TestBadInput:
             gatdist.apply(**given)
         assert names_below(folder) == before
         assert options.get("strict") or not list(tmp_path.rglob("*.png"))
+
+    @pytest.mark.parametrize(
+        ("source", "out", "subject"),
+        [("in", "in/out", "OUT"), ("in/sub", "in", "INPUT"), ("in", "link/out", "OUT")],
+    )
+    @pytest.mark.parametrize("as_url", ["source", "out"])
+    def test_urls_and_links_name_the_same_folders(self, source, out, subject, as_url, folder):
+        given = {"source": folder / source, "out": folder / out}
+        given[as_url] = f"file://{given[as_url]}"
+        before = names_below(folder)
+        with refused(DataError, subject):
+            gatdist.apply(folder / "run", **given)
+        assert names_below(folder) == before
+
+    @pytest.mark.parametrize("name", ["x.png", "sub", "report.jsonl", "apply-spool"])
+    @pytest.mark.parametrize("restarted", [False, True])
+    def test_nothing_is_written_through_links(self, name, restarted, folder, tmp_path):
+        source = write(tmp_path / "in", {"x.png": png(0), "sub/0.png": png(1), "note.txt": b"x"})
+        out, outside = tmp_path / "out", tmp_path / "outside"
+        if restarted:
+            gatdist.apply(folder / "run", source, out)
+            remove_all(str(out / name))
+        out.mkdir(exist_ok=True)
+        outside.mkdir()
+        os.symlink(outside if name == "sub" else outside / "new", out / name)
+        before = content(out)
+        with refused(DataError, "OUT"):
+            gatdist.apply(folder / "run", source, out)
+        assert content(out) == before
+        assert not list(outside.iterdir())
 
     def test_the_command_fails_with_one_line(self, folder, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(folder)

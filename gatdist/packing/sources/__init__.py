@@ -19,7 +19,7 @@ from gatdist.packing.sources.tables import list_lines, list_rows, read_table
 from gatdist.packing.sources.tree import list_tree
 from gatdist.packing.sources.webdataset import list_shards
 from gatdist.storage import Store
-from gatdist.storage.local import dangling_links
+from gatdist.storage.local import links
 
 __all__ = ["KINDS", "list_source"]
 
@@ -69,8 +69,8 @@ def list_source(
         skipped = []
         if store.is_local:
             root = str(store.local_path())
-            links = [os.path.relpath(path, root) for path in dangling_links(root)]
-            skipped = [(name, "is a broken link") for name in links]
+            broken = [link for link in links(root) if not os.path.exists(link)]
+            skipped = [(os.path.relpath(link, root), "is a broken link") for link in broken]
         return kind, folder, list_tree(store, tree, selection, _reader(store), skipped)
     if kind == "parquet":
         return kind, folder, list_parquet(store, names, selection, spool)

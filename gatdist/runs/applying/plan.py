@@ -9,8 +9,10 @@ OUT holds, besides the outputs::
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -47,6 +49,7 @@ from gatdist.runs.applying.work import (
 )
 from gatdist.runs.generator import Generator
 from gatdist.storage import Store
+from gatdist.storage.local import links
 
 SETTINGS = "apply.json"
 # Files of a task at most, and tasks if there are as many files.
@@ -77,7 +80,7 @@ def prepare(request: Request) -> Plan:
         DataError: The source holds nothing usable, or the destination something else.
     """
     dest = Store(request.dest, request.dest_options)
-    require_apart(request.source, request.dest, "INPUT", "OUT")
+    require_apart(Store(request.source, request.source_options), dest, "INPUT", "OUT")
     if dest.exists("config.json"):
         raise DataError("OUT", "is a run directory", value=dest.url, hint="Choose another folder")
     run = load_run(Store(request.run), torch.device("cpu"), request.checkpoint)
@@ -85,6 +88,7 @@ def prepare(request: Request) -> Plan:
     readable = readable_fields(generator, Store(request.run).url)
     about = _settings(request, run)
     existing = _existing(dest, about)
+    _require_no_links(dest, [SETTINGS, REPORT, SPOOL])
     folder, is_dataset, listing = _listed(request, readable, dest.child(SPOOL))
     require_allowed(listing, [dest.child(SPOOL)], request.allowed_origins)
     field = readable.fields[listing.modalities[0]]
@@ -98,8 +102,9 @@ def prepare(request: Request) -> Plan:
         name, reason = skipped[0]
         rule = f"none of its files can be used ({printable(name)} {reason})"
         raise DataError("INPUT", rule, value=redact_url(request.source))
-    dest.publish(SETTINGS, json.dumps(about, indent=1).encode())
     missing = [(entry, name) for name, entry in outputs.items() if name not in existing]
+    _require_no_links(dest, [name for _, name in missing])
+    dest.publish(SETTINGS, json.dumps(about, indent=1).encode())
     shared = request.model_dump()
     shared |= {"source": folder, "checkpoint": run.checkpoint.name, "is_dataset": is_dataset}
     return Plan(
@@ -181,6 +186,19 @@ def _existing(dest: Store, about: dict[str, Any]) -> set[str]:
         hint = "Choose another folder, or that checkpoint with --checkpoint"
         raise DataError("OUT", rule, value=dest.url, hint=hint)
     return found
+
+
+def _require_no_links(dest: Store, names: Iterable[str]) -> None:
+    """Raise DataError if a file would be written through a symbolic link below the folder."""
+    if not (dest.is_local and dest.local_path().is_dir()):
+        return
+    root = str(dest.local_path())
+    found = {os.path.relpath(link, root) for link in links(root)}
+    for name in names if found else ():
+        parts = name.split("/")
+        for link in found.intersection(accumulate(parts, "{}/{}".format)):
+            rule = f"holds a symbolic link at {printable(link)}, which nothing is written through"
+            raise DataError("OUT", rule, value=dest.url, hint="Remove it, or choose another folder")
 
 
 def _listed(request: Request, readable: Readable, spool: Store) -> tuple[str, bool, Listing]:
