@@ -63,18 +63,17 @@ def prepare(request: Request, *, dry_run: bool = False) -> Packing:
     dest = Store(request.dest, request.dest_options)
     require_apart(Store(request.source, request.source_options), dest, "SOURCE", "DEST")
     noted = noted_plan(request, dest)
-    if not (noted or dry_run):
-        note_plan(request, dest, None)
-    with open_spool(dest, dry_run) as spool:
+    with open_spool(dest, noted, dry_run) as spool:
+        if not (noted or dry_run):
+            note_plan(request, dest, None)
         source = _list(request, spool)
         convert, sizes = probe(request, source.modalities, source.entries, [source.store, spool])
-    tasks = cut(source.entries, sizes, request.recipe.shard_bytes)
-    found = fingerprint(tasks)
-    if noted and noted["fingerprint"] != found:
-        rule = "the source has changed since some of its shards were packed"
-        raise DataError(
-            redact_url(request.dest), rule, hint="Delete that folder, or choose another"
-        )
+        tasks = cut(source.entries, sizes, request.recipe.shard_bytes)
+        found = fingerprint(tasks)
+        if noted and noted["fingerprint"] != found:
+            rule = "the source has changed since some of its shards were packed"
+            hint = "Delete that folder, or choose another"
+            raise DataError(redact_url(request.dest), rule, hint=hint)
     if not dry_run:
         note_plan(request, dest, found)
     resolved = request.model_dump() | {"source": source.folder, "recipe": convert.fields[0].recipe}

@@ -6,19 +6,20 @@ It is in the destination's folder ``packing/``::
     packing/shard-000000.json   the record of a shard, written after it
     packing/spool/              copies of what can't be read in any order, such as compressed tars
 
-A kill at any moment leaves complete files of the plan, or nothing.
+A kill at any moment leaves complete files of the plan, or nothing. A start that is refused before
+any shard is packed leaves nothing.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
-from gatdist.common.errors import DataError
+from gatdist.common.errors import DataError, GatdistError, UserError
 from gatdist.data.format.manifest import MANIFEST
 from gatdist.packing.task import NOTES, Request
 from gatdist.storage import Store
@@ -81,10 +82,25 @@ def remove_temporary(dest: Store, before_s: float) -> None:
 
 
 @contextmanager
-def open_spool(dest: Store, dry_run: bool) -> Iterator[Store]:
-    """Return the folder for copies; that of a dry run is removed afterwards."""
-    if not dry_run:
-        yield dest.child(SPOOL)
+def open_spool(dest: Store, noted: Mapping[str, Any] | None, dry_run: bool) -> Iterator[Store]:
+    """Return the folder for copies; that of a dry run is removed afterwards.
+
+    If the block refuses the request, what it has written is removed: all of the packing's state
+    but that of an earlier start, whose plan is ``noted``.
+    """
+    if dry_run:
+        with tempfile.TemporaryDirectory(prefix="gatdist-pack-") as folder:
+            yield Store(folder)
         return
-    with tempfile.TemporaryDirectory(prefix="gatdist-pack-") as folder:
-        yield Store(folder)
+    written = [name for name in (SPOOL, PLAN) if not (noted and dest.exists(name))]
+    folders = [NOTES] if dest.exists() else [NOTES, ""]
+    try:
+        yield dest.child(SPOOL)
+    except UserError:
+        with suppress(GatdistError):  # the refusal is what the user must know
+            for name in written:
+                dest.delete(name)
+        for name in folders if dest.is_local else ():
+            with suppress(OSError):  # it holds something else
+                dest.local_path(name).rmdir()
+        raise

@@ -17,6 +17,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from uuid import uuid4
 
 import numpy as np
@@ -26,11 +27,12 @@ import pytest
 
 import gatdist
 from gatdist.cli import main
-from gatdist.common.errors import DataError, UserError
+from gatdist.common.errors import DataError, InterruptedRunError, UserError
 from gatdist.config import DataConfig
 from gatdist.data.codecs.images import encode_png
 from gatdist.data.dataset import open_dataset
 from gatdist.monitor.packing import packed
+from gatdist.packing import task as tasks
 from gatdist.packing.labels import folder_classes
 from gatdist.storage import Store
 from packing import content, image, pack, samples, write
@@ -578,7 +580,37 @@ def test_packing_succeeds_after_a_mistake_is_fixed(tmp_path: Path) -> None:
     source = write(tmp_path / "in", files)
     with refused(DataError, "--size"):
         pack(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     assert pack(source, tmp_path / "out", size=3)["samples"] == 3
+
+
+def test_a_refusal_leaves_what_was_there(tmp_path: Path) -> None:
+    write(tmp_path / "in", {f"ant/{i}-high.png": image(i, (i + 1, 5)) for i in range(12)})
+    source, out = tarred(tmp_path, "in.tar.gz", "w:gz"), tmp_path / "out"  # needs the spool
+    with refused(DataError, "--size"):
+        pack(source, out)
+    assert not out.exists()
+    out.mkdir()
+    with refused(DataError, "--size"):
+        pack(source, out)
+    assert not list(out.iterdir())
+
+    killed = mock.patch.object(tasks, "write_shard", side_effect=KeyboardInterrupt)
+    with killed, pytest.raises(InterruptedRunError):
+        pack(source, out, size=4)
+    before = content(out)
+    assert len(before) > 1
+    with refused(DataError, "out"):
+        pack(source, out, size=3)
+    assert content(out) == before
+    assert pack(source, out, size=4)["samples"] == 24
+    before = content(out)
+    write(tmp_path / "in", {"ant/new.png": IMAGES[0]})
+    tarred(tmp_path, "in.tar.gz", "w:gz")
+    with refused(DataError, "out"):
+        pack(source, out, size=4)
+    assert content(out) == before
+    assert not (out / "packing" / "spool").exists()
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
