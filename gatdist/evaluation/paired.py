@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gatdist.common.errors import ConfigError
 from gatdist.common.heartbeat import beat
 from gatdist.data.sample_format import AudioFormat, SampleFormat
 from gatdist.evaluation import pitch as pitches
@@ -187,10 +188,19 @@ def _log_mel(sample_rate: int) -> LogMelSpectrogram:
     return LogMelSpectrogram(sample_rate, bands=_MEL_BANDS, window=window, hop=hop)
 
 
+def _without_mel(sample_format: SampleFormat) -> str:
+    assert isinstance(sample_format, AudioFormat)
+    try:
+        spectrogram = _log_mel(sample_format.sample_rate)
+    except ConfigError:
+        return f"needs a higher sample rate, at which none of its {_MEL_BANDS} bands is empty"
+    return _shorter_than(lambda rate: spectrogram.window)(sample_format)
+
+
 @_paired(
     "log_mel",
     "audio",
-    unsuitable=_shorter_than(lambda rate: _log_mel(rate).window),
+    unsuitable=_without_mel,
     log_mel=f"{_MEL_BANDS} bands to half the rate, window 46.4 ms, hop 11.6 ms, natural logarithm",
 )
 def log_mel(pairs: Pairs) -> Tensor:

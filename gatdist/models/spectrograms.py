@@ -6,6 +6,7 @@ Legend: n clips, t samples in time, b bands, f frames.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from gatdist.common.errors import ConfigError
 
 _FLOOR = 1e-5  # of magnitudes
 _POWER_FLOOR = 1e-9  # added to each bin's power
+_ROUNDING = 1e-6  # of edges, in bins
 # Of the mel scale by Slaney (1998, Auditory Toolbox): linear up to 1 kHz, then logarithmic.
 _HERTZ_PER_MEL, _BREAK_HERTZ, _STEP = 200 / 3, 1000.0, math.log(6.4) / 27
 
@@ -65,6 +67,7 @@ class LogMelSpectrogram:
             "smallest_magnitude": _FLOOR,
             "logarithm": "natural",
         }
+        _require_bins(sample_rate, bands, window, highest or sample_rate / 2, f"{subject}.bands")
         self._hann = torch.hann_window(window, dtype=torch.float64)
         self._bands = slaney_bands(sample_rate, bands, window, highest or sample_rate / 2)
         self._on_devices: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
@@ -102,16 +105,42 @@ def reflected(clips: Tensor, padding: int) -> Tensor:
 def slaney_bands(sample_rate: int, count: int, window: int, highest: float) -> Tensor:
     """Return triangular bands of area 1 on Slaney's mel scale, [count, window/2 + 1]."""
     frequencies = torch.linspace(0, sample_rate / 2, window // 2 + 1, dtype=torch.float64)
-    mels = torch.linspace(0, _mel(highest), count + 2, dtype=torch.float64)
-    edges = torch.where(
-        mels < _mel(_BREAK_HERTZ),
-        mels * _HERTZ_PER_MEL,
-        _BREAK_HERTZ * torch.exp(_STEP * (mels - _mel(_BREAK_HERTZ))),
-    )
+    edges = torch.tensor(_edges(count, highest), dtype=torch.float64)
     lower, peak, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rising, falling = (frequencies - lower) / (peak - lower), (upper - frequencies) / (upper - peak)
     found: Tensor = torch.minimum(rising, falling).clamp_min(0) * 2 / (upper - lower)
     return found
+
+
+def _require_bins(sample_rate: int, count: int, window: int, highest: float, subject: str) -> None:
+    """Raise ConfigError unless each band contains a bin of the Fourier transform."""
+    bins = window // 2  # above 0 Hz
+
+    def have_bins(count: int) -> bool:
+        edges = [2 * bins / sample_rate * edge for edge in _edges(count, highest)]
+        pairs = zip(edges, edges[2:], strict=False)
+        return all(math.floor(low + _ROUNDING) + 1 + _ROUNDING < high for low, high in pairs)
+
+    # Each bin is in two bands at most.
+    if count > 2 * bins or not have_bins(count):
+        fewer = range(1, min(count, 2 * bins + 1))
+        most = bisect_left(fewer, True, key=lambda count: not have_bins(count))
+        rule = f"some bands contain no frequency of a window of {window} samples"
+        hint = f"Use at most {most}, or a longer window" if most else "Use a longer window"
+        raise ConfigError(subject, rule, value=count, hint=hint)
+
+
+def _edges(count: int, highest: float) -> list[float]:
+    """Return where bands begin, peak and end, in hertz: band i from edge i to edge i + 2."""
+    step = _mel(highest) / (count + 1)
+    return [_hertz(i * step) for i in range(count + 2)]
+
+
+def _hertz(mel: float) -> float:
+    break_mel = _BREAK_HERTZ / _HERTZ_PER_MEL
+    if mel < break_mel:
+        return mel * _HERTZ_PER_MEL
+    return _BREAK_HERTZ * math.exp(_STEP * (mel - break_mel))
 
 
 def _mel(hertz: float) -> float:

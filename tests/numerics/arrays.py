@@ -28,6 +28,7 @@ class Arrays:
     samples: np.ndarray
     labels: np.ndarray | None = None
     bad_samples: Mapping[int, str] = field(default_factory=dict)
+    sample_rate: int = 8000
 
     @property
     def num_samples(self):
@@ -44,7 +45,7 @@ class Arrays:
         shape = list(self.samples.shape[1:])
         if self.modality == "image":
             shape = [shape[2], *shape[:2]]
-        rate = 8000 if self.modality == "audio" else None
+        rate = self.sample_rate if self.modality == "audio" else None
         spec = {"modality": self.modality, "sample_shape": shape, "sample_rate": rate}
         return sample_format_of(ReadSpec(**spec, num_classes=self.num_classes))
 

@@ -11,7 +11,8 @@ from gatdist.common.errors import ConfigError
 from gatdist.config import EvaluateConfig
 from gatdist.evaluation import Evaluator, metrics, pitch
 from gatdist.evaluation.paired import PairedMetric, Pairs, _log_mel, resolutions
-from support import spawn
+from gatdist.models.spectrograms import LogMelSpectrogram, slaney_bands
+from support import refused, spawn
 
 RATE = 8000
 IMAGE_METRICS = ["l1", "psnr", "ssim"]
@@ -322,3 +323,36 @@ def test_more_samples_than_inputs_are_refused():
 @pytest.mark.parametrize("rate", [8000, 16_000, 22_050, 24_000, 44_100, 48_000])
 def test_log_mel_is_defined_at_any_sample_rate(rate):
     assert _log_mel(rate)(torch.zeros(1, 1, rate)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("rate", "window", "highest", "published"),
+    [
+        (22_050, 1024, 8000.0, 80),
+        (22_050, 1024, None, 80),
+        (8000, 512, None, 64),
+        (8000, 371, None, 40),
+        (8000, 64, 3000.0, 12),
+        (500, 46, None, 1),
+    ],
+)
+def test_as_many_mel_bands_are_accepted_as_have_bins(rate, window, highest, published):
+    def has_empty(count):
+        bands = slaney_bands(rate, count, window, highest or rate / 2)
+        return bool((bands.amax(1) < 1e-9).any())
+
+    most = max(count for count in range(1, 500) if not has_empty(count))
+    assert most >= published
+    given = {"window": window, "hop": 8, "highest": highest}
+    spectrogram = LogMelSpectrogram(rate, bands=most, **given)
+    assert spectrogram(noise(1, 1, 4096)).std(2).min() > 0.01
+    for count in (most + 1, 10 * most, 10**9):
+        with refused(ConfigError, "game.task.bands") as caught:
+            LogMelSpectrogram(rate, bands=count, **given)
+        assert f"at most {most}," in str(caught.value)
+
+
+def test_log_mel_is_refused_where_bands_are_empty():
+    data = Arrays(np.zeros((9, 1, 4096), np.float32), sample_rate=1000)
+    with refused(ConfigError, "evaluate.metrics"):
+        evaluator_of(data, metrics=["log_mel"])

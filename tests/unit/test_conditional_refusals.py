@@ -185,6 +185,11 @@ TASKS = {
     "odd window": (["clips", *VOCODER, "game.task.window=65"], "game.task.window"),
     "short window": (["clips", *VOCODER, "game.task.window=8"], "game.task.window"),
     "above half the rate": (["clips", *VOCODER, "game.task.highest=4001.0"], "game.task.highest"),
+    "empty bands": (["clips", *VOCODER, "game.task.bands=33"], "game.task.bands"),
+    "empty bands of a term": (
+        ["clips", *VOCODER, "game.terms.log_mel.bands=37"],
+        "game.terms.log_mel.bands",
+    ),
     "window beyond the crop": (["clips", *VOCODER, "game.task.window=4096"], "game.task"),
     "stereo": (["stereo", *VOCODER], "game.task"),
     "another size": (
