@@ -22,6 +22,7 @@ from gatdist.evaluation.features import Extractor, build_extractor, extractors
 from gatdist.evaluation.metrics import Need, SampleSet, metrics
 from gatdist.evaluation.paired import PairedMetric, Pairs
 from gatdist.evaluation.statistics import Statistics, StatisticsOnly
+from gatdist.evaluation.validation import require_two_samples
 from gatdist.parallel.communicator import Communicator, LocalCommunicator
 
 _BATCH = 256
@@ -132,9 +133,8 @@ class Evaluator:
             rule = f"needs classes, and evaluate.features = {self._features!r} has none"
             hint = "Remove it, or use the features 'classifier'"
             self._refuse("classes", rule, hint, unless=self._extractor.num_classes > 0)
-        if self._metrics and not self._statistics and dataset.num_samples < 2:
-            rule = "holds fewer than 2 samples; metrics need 2"
-            raise DataError("data.url", rule, hint="Set evaluate.metrics = []")
+        if self._metrics and not self._statistics:
+            require_two_samples(self._dataset, training)
         if self._metrics and self._statistics and not config.num_samples:
             self._require_number(self._statistics.url)
         if self._metrics and self._num_samples < 2:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from gatdist.common.errors import DataError
+from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import Config, redact_url
 from gatdist.data.dataset import Dataset, open_dataset
 from gatdist.data.modalities import MODALITIES, ReadSpec
+from gatdist.evaluation.statistics import StatisticsOnly
 from gatdist.parallel.communicator import Communicator
 from gatdist.storage.urls import options_for
 
@@ -38,6 +39,27 @@ def open_validation(config: Config, training: Dataset, comm: Communicator | None
         rule = f"holds {theirs}, and the training data {ours}"
         raise DataError("evaluate.url", rule, value=redact_url(url))
     return found
+
+
+def require_two_samples(dataset: Dataset, training: Dataset | StatisticsOnly | None) -> None:
+    """Raise an error about the key that chooses the data, unless metrics can be computed of it.
+
+    Args:
+        dataset: What :func:`open_validation` returned, or other data if ``training`` is None.
+        training: The data of the run.
+    """
+    if dataset.num_samples >= 2:
+        return
+    if training is None or training is dataset:
+        key = "data.url"
+    elif dataset.part is None:
+        key = "evaluate.url"
+    else:
+        rule = f"holds out 1 of the {training.num_samples + 1:,} samples; metrics need 2"
+        hint = "Hold out more, or set evaluate.metrics = []"
+        raise ConfigError("data.held_out", rule, value=dataset.part.share, hint=hint)
+    rule, hint = "holds fewer than 2 samples; metrics need 2", "Set evaluate.metrics = []"
+    raise DataError(key, rule, hint=hint)
 
 
 def described_format(spec: ReadSpec) -> str:

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from gatdist.common.errors import ConfigError
+from gatdist.common.errors import ConfigError, UserError
 from gatdist.config import load_config
 from gatdist.data.codecs.arrays import encode_array
 from gatdist.data.codecs.audio import encode_wav
@@ -14,6 +14,8 @@ from gatdist.data.format.shard_files import write_dataset
 from gatdist.data.loader import Loader
 from gatdist.data.order import SampleOrder
 from gatdist.storage import Store
+from gatdist.training.plan import check
+from support import refused
 
 COUNT, BATCH = 61, 12
 CLIPS = [f"r{i:02d}-{j:05d}" for i in range(20) for j in range(3)]
@@ -127,6 +129,19 @@ def test_a_share_that_leaves_a_part_empty_is_refused(tmp_path, share):
     with pytest.raises(ConfigError) as caught:
         open_dataset(config.data)
     assert caught.value.subject == "data.held_out"
+
+
+def test_one_sample_to_evaluate_is_reported_under_the_key_that_chooses_it(tmp_path):
+    def refuse(key, folder, *given):
+        with refused(UserError, key):
+            check(config_of(folder, *given), str(tmp_path / "run"))
+
+    many, one = write_points(tmp_path / "many", [COUNT]), write_points(tmp_path / "one", [1])
+    refuse("data.url", one, "data.held_out=0.0")
+    refuse("evaluate.url", many, "data.held_out=0.0", f"evaluate.url='{one}'")
+    shares = (f"data.held_out={0.25 * 0.95**i}" for i in range(99))
+    is_one = (s for s in shares if open_dataset(config_of(many, s).data).num_samples == COUNT - 1)
+    refuse("data.held_out", many, next(is_one))
 
 
 def test_separate_data_and_a_share_exclude_each_other(tmp_path):
