@@ -17,8 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gatdist.common.errors import ConfigError
 from gatdist.common.heartbeat import beat
 from gatdist.common.registry import Registry
+from gatdist.config import RunConfig
 from gatdist.data.dataset import Dataset
 from gatdist.data.sample_format import SampleFormat
 from gatdist.evaluation import distances, neighbors, text
@@ -97,7 +99,8 @@ class Metric:
 
     Attributes:
         protocol: By name, how values are computed.
-        higher_is_better: Of the value with the metric's name.
+        is_ranked: Whether one of the values has the metric's name, and compares generators.
+        higher_is_better: Of that value.
         modalities: Of the samples it compares; (): of all.
         unsuitable: Returns why a format of samples does not suit it, or "".
     """
@@ -105,6 +108,7 @@ class Metric:
     measure: Measure
     needs: frozenset[Need]
     protocol: Mapping[str, str] = field(default_factory=dict)
+    is_ranked: bool = True
     higher_is_better: bool = False
     modalities: tuple[str, ...] = ()
     unsuitable: Callable[[SampleFormat], str] = lambda sample_format: ""
@@ -113,11 +117,30 @@ class Metric:
 metrics: Registry[Metric] = Registry("evaluate.metrics")
 
 
+def higher_is_better(run: RunConfig) -> dict[str, bool]:
+    """Return whether higher is better of each metric that ranks checkpoints, by its key.
+
+    Raises:
+        ConfigError: A metric has no value of its own name.
+    """
+    used = {"run.best_metric": run.best_metric} if run.keep_best_checkpoints else {}
+    if run.convergence is not None:
+        used["run.convergence.metric"] = run.convergence.metric
+    ranked = [name for name in metrics.names() if metrics[name].is_ranked]
+    for key, name in used.items():
+        if not metrics[name].is_ranked:
+            hint = f"Use one of {', '.join(ranked)}"
+            raise ConfigError(key, "has several values, and ranks nothing", value=name, hint=hint)
+    return {key: metrics[name].higher_is_better for key, name in used.items()}
+
+
 def _metric(
-    name: str, *needs: Need, higher: bool = False, **protocol: str
+    name: str, *needs: Need, ranked: bool = True, higher: bool = False, **protocol: str
 ) -> Callable[[Measure], Measure]:
     def add(measure: Measure) -> Measure:
-        found = Metric(measure, frozenset(needs), protocol, higher_is_better=higher)
+        found = Metric(
+            measure, frozenset(needs), protocol, is_ranked=ranked, higher_is_better=higher
+        )
         metrics.register(name)(found)
         return measure
 
@@ -200,6 +223,7 @@ def swd(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     "precision_recall",
     "features",
     "real_samples",
+    ranked=False,
     precision_recall=f"{neighbors.PRECISION_NEIGHBORS} neighbours",
 )
 def precision_recall(real: SampleSet, fake: SampleSet) -> dict[str, float]:
@@ -212,6 +236,7 @@ def precision_recall(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     "density_coverage",
     "features",
     "real_samples",
+    ranked=False,
     density_coverage=f"{neighbors.DENSITY_NEIGHBORS} neighbours",
 )
 def density_coverage(real: SampleSet, fake: SampleSet) -> dict[str, float]:
@@ -316,7 +341,7 @@ def self_bleu(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     return {"self_bleu": fake.self_bleu, "self_bleu_real": real.self_bleu}
 
 
-@_metric("novelty", "texts", "real_samples")
+@_metric("novelty", "texts", "real_samples", ranked=False)
 def novelty(real: SampleSet, fake: SampleSet) -> dict[str, float]:
     """Shares of generated texts that are copies of real ones, new and well-formed, and distinct."""
     return text.novelty(real.texts, fake.texts)

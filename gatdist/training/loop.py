@@ -29,7 +29,8 @@ from gatdist.config import BOTH, Config, import_plugins, require_deterministic_w
 from gatdist.data.dataset import open_dataset
 from gatdist.data.joined import open_loader
 from gatdist.data.unpaired import orders_of, state_of
-from gatdist.evaluation import Evaluator, metrics
+from gatdist.evaluation import Evaluator
+from gatdist.evaluation.metrics import higher_is_better
 from gatdist.evaluation.validation import open_validation
 from gatdist.models import is_built_in
 from gatdist.parallel.communicator import Communicator
@@ -168,10 +169,9 @@ class _Loop:
         self.graphs = StepGraphs(recorder, progress.lengthy) if recorder else None
         self.rule = self.state.rule(config)
         self.intact = Intact(self.state)
-        watched = config.run.convergence
+        higher = higher_is_better(config.run)
         self.convergence = Convergence(
-            watched,
-            higher_is_better=watched is not None and metrics[watched.metric].higher_is_better,
+            config.run.convergence, higher_is_better=higher.get("run.convergence.metric", False)
         )
         self.interval = LogInterval(
             config, comm, self.state, self.rule, self.dataset, emit, progress
@@ -214,9 +214,7 @@ class _Loop:
         self.checkpoints = Checkpoints(
             run_dir.child("checkpoints"),
             Retention.from_config(
-                config.run,
-                higher_is_better=bool(config.run.keep_best_checkpoints)
-                and metrics[config.run.best_metric].higher_is_better,
+                config.run, higher_is_better=higher.get("run.best_metric", False)
             ),
             may_commit=self.directory.require_current,
             background=self.background,

@@ -14,6 +14,7 @@ from gatdist.config import BOTH, Config, PlayerName, flatten, import_plugins, re
 from gatdist.data.dataset import Dataset, open_dataset
 from gatdist.data.unpaired import orders_of, parts_of
 from gatdist.evaluation import Evaluator
+from gatdist.evaluation.metrics import higher_is_better
 from gatdist.evaluation.validation import open_validation
 from gatdist.game import (
     Game,
@@ -62,6 +63,7 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     fitting = config.fitting_workers()
     import_plugins(config.plugins)
     store = Store(run_dir, config.run.storage_options)
+    higher_is_better(config.run)
     dataset = open_dataset(config.data)
     for name, order in orders_of(config, dataset).items():
         for workers in {fitting[0], fitting[-1]}:

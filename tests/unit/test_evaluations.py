@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from gatdist.common.errors import StorageError
+from gatdist.common.errors import ConfigError, StorageError
 from gatdist.config import load_config
-from gatdist.evaluation import Evaluator
+from gatdist.evaluation import Evaluator, metrics
 from gatdist.monitor.metrics import read_metrics
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, Evaluations
@@ -21,6 +21,8 @@ from gatdist.runs.inspection import digest, inspect
 from gatdist.runs.report import report
 from gatdist.storage import Store
 from gatdist.training.loop import run
+from gatdist.training.plan import check
+from support import refused
 
 LOCAL = LocalCommunicator(torch.device("cpu"))
 SETTINGS = [
@@ -120,3 +122,28 @@ def test_unreadable_evaluations_are_not_replaced(
             again.record({"samples_seen": 128, "attempt": 1}, outcome)
     again.record({"samples_seen": 128, "attempt": 1}, outcome)
     assert Evaluations(store).metrics(64, 1) == {"fid": 1.0}
+
+
+BEST = ["run.keep_best_checkpoints=1", "run.best_metric={name}"]
+CONVERGENCE = ["run.convergence={{metric='{name}', patience_samples=99}}"]
+
+
+@pytest.mark.parametrize(
+    ("key", "given"), [("run.best_metric", BEST), ("run.convergence.metric", CONVERGENCE)]
+)
+def test_only_metrics_with_a_value_of_their_own_name_rank_checkpoints(
+    key: str, given: list[str], tmp_path: Path
+) -> None:
+    for name in ("precision_recall", "density_coverage", "fid"):
+        more = [f'evaluate.metrics=["{name}"]', *(each.format(name=name) for each in given)]
+        config = load_config("ring", [*SETTINGS[:4], *SETTINGS[6:], *more])
+        if name == "fid":
+            check(config, str(tmp_path / "run"))
+            continue
+        with refused(ConfigError, key) as caught:
+            check(config, str(tmp_path / "run"))
+        assert "fid, " in str(caught.value)
+        assert name not in str(caught.value).partition(": ")[2]
+    assert {name for name in metrics.names() if not metrics[name].is_ranked} == {
+        *("precision_recall", "density_coverage", "novelty")
+    }
