@@ -404,7 +404,8 @@ class HealthConfig(Section):
     """Alarm if the fakes' standard deviation over the batch is below this share of the real
     samples'."""
     won_accuracy: Annotated[float, Field(gt=0.5, le=1)] = 0.99
-    """Alarm if the discriminator ranks more than this share of (real, fake) pairs correctly."""
+    """Alarm if the discriminator ranks more than this share of (real, fake) pairs correctly, unless
+    ``game.terms`` are at least half of the generator's loss."""
     straggler_factor: Annotated[float, Field(gt=1)] = 1.5
     """Alarm if a worker computes this many times as long per step as the others."""
 

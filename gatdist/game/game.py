@@ -372,11 +372,14 @@ class Game:
         observations["loss/adversarial"] = total.detach()
         weight = batch.scheduled.get("adversarial", self.adversarial_weight.at(samples_seen))
         total = weight * total
+        of_terms = torch.zeros_like(total)
         for weighted in self.terms:
             value = weighted.term(context)
             observations[f"term/{weighted.name}"] = value.detach()
             weight = batch.scheduled.get(f"term/{weighted.name}", weighted.weight_at(samples_seen))
             total = total + weight * value
+            of_terms = of_terms + weight * value.detach()
+        observations["loss/terms"] = of_terms
         return total, observations
 
     def context(

@@ -20,6 +20,9 @@ class Tag:
 
 TAGS = (
     Tag("loss/<player>", "mean loss without penalties"),
+    Tag("loss/adversarial", "mean adversarial loss of the generator, before its weight"),
+    Tag("loss/terms", "mean weighted sum of the terms of the generator's loss"),
+    Tag("term/<name>", "mean of a term, before its weight"),
     Tag("penalty/<name>", "mean penalty times its strength, over the steps that compute it"),
     Tag("logits/real", "mean logit of real samples"),
     Tag("logits/fake", "mean logit of fakes"),

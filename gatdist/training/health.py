@@ -144,13 +144,23 @@ def alarms(config: HealthConfig, values: dict[str, float]) -> list[Alarm]:
         )
         raised.append(Alarm("collapse", message))
     accuracy = values.get("logits/pairwise_accuracy", math.nan)
-    if accuracy > config.won_accuracy:
+    if accuracy > config.won_accuracy and not _carried_by_terms(values):
         message = (
             f"the discriminator separates {accuracy:.1%} of the pairs and has won; "
             "try stronger r1 and r2 penalties or a lower optim.discriminator.learning_rate"
         )
         raised.append(Alarm("discriminator_won", message))
     return raised
+
+
+def _carried_by_terms(values: dict[str, float]) -> bool:
+    """Return whether terms are at least half of the generator's loss.
+
+    They train it whatever the discriminator says, which may then separate every pair: outputs need
+    not look real to be near their targets.
+    """
+    terms = values.get("loss/terms", 0.0)
+    return terms > 0 and terms >= values.get("loss/generator", math.inf) - terms
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ WELL = {
     "diversity/ratio": 0.9,
     "logits/pairwise_accuracy": 0.7,
 }
+WON = {"logits/pairwise_accuracy": 0.999}
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,11 @@ WELL = {
         ({"gradient_norm/generator": 1e-9}, {"vanishing_gradient_generator"}),
         ({"gradient_norm/discriminator": 1e9}, {"exploding_gradient_discriminator"}),
         ({"diversity/ratio": 0.01}, {"collapse"}),
-        ({"logits/pairwise_accuracy": 0.999}, {"discriminator_won"}),
+        (WON, {"discriminator_won"}),
+        (WON | {"loss/generator": 5.0, "loss/terms": 4.0}, set()),
+        (WON | {"loss/generator": 5.0, "loss/terms": 2.0}, {"discriminator_won"}),
+        (WON | {"loss/generator": -5.0, "loss/terms": 2.0}, set()),
+        (WON | {"loss/generator": -5.0, "loss/terms": 0.0}, {"discriminator_won"}),
     ],
 )
 def test_each_problem_raises_its_alarm(change, expected):

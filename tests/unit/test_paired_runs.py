@@ -168,6 +168,29 @@ def test_translation_is_measured_on_held_out_samples(translation):
     assert not [fields for kind, fields in events if kind == "note"]
 
 
+def test_the_parts_of_the_generators_loss_are_logged(translation, vocoder):
+    (_, pairs, *_), (_, clips, _) = translation, vocoder
+    for run_dir, name, weight in ((pairs, "l1", 100.0), (clips, "log_mel", 45.0)):
+        for log in read_metrics(Store(run_dir)).records:
+            assert log["loss/terms"] == pytest.approx(weight * log[f"term/{name}"], rel=1e-5)
+            parts = log["loss/adversarial"] + log["loss/terms"]
+            assert log["loss/generator"] == pytest.approx(parts, rel=1e-5)
+
+
+def test_a_discriminator_has_not_won_while_terms_train_the_generator(alone, tmp_path):
+    url = write_pairs(tmp_path / "data")
+    for weight in (100.0, 1e-9):
+        easy = ["health.won_accuracy=0.501", f"game.terms.l1.weight={weight}"]
+        more = ["optim.discriminator.learning_rate=0.01", "evaluate.metrics=[]", *easy]
+        more += ["run.keep_best_checkpoints=0", "evaluate.every_samples=0"]
+        run_dir = str(tmp_path / str(weight))
+        _, events = train(alone, url, run_dir, [*TRANSLATION, *more])
+        logs = read_metrics(Store(run_dir)).records
+        assert max(log["logits/pairwise_accuracy"] for log in logs) > 0.501
+        alarms = {fields["name"] for kind, fields in events if kind == "alarm"}
+        assert ("discriminator_won" in alarms) == (weight < 1)
+
+
 def test_the_checkpoint_with_the_highest_psnr_is_kept(translation):
     _, run_dir, _, _ = translation
     by_samples = {log["samples_seen"]: log["metric/psnr"] for log in evaluated(run_dir)}
