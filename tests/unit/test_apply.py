@@ -55,6 +55,12 @@ def instance(tmp_path_factory):
     return train_translation(tmp_path_factory.mktemp("instance") / "run", network)
 
 
+@pytest.fixture(scope="module")
+def dropout(tmp_path_factory):
+    """A generator whose noise is dropout, as there is from 64 pixels on."""
+    return train_translation(tmp_path_factory.mktemp("dropout") / "run", "data.resolution=64")
+
+
 def wav(i, length=LENGTH, rate=RATE):
     return encode_wav(clip(i, length), rate)
 
@@ -215,6 +221,20 @@ class TestTranslation:
         expected = gatdist.load(translation)(input=image(0)[None])[0].numpy()
         for name in ("0.png", "color.png"):
             np.testing.assert_array_equal(pixels_of(tmp_path / "out" / name), expected)
+
+    def test_dropout_accepts_larger_images(self, dropout, tmp_path):
+        sizes = {"a.png": (64, 64), "b.png": (128, 64), "c.png": (64, 192), "odd.png": (64, 96)}
+        source = write(tmp_path / "in", {name: png(0, *size) for name, size in sizes.items()})
+        outcome = gatdist.apply(dropout, source, tmp_path / "out")
+        assert (outcome["written"], outcome["skipped"]) == (3, 1)
+        for name in ("a.png", "b.png", "c.png"):
+            assert pixels_of(tmp_path / "out" / name).shape == (*sizes[name], 3)
+        file = gatdist.export(dropout, "torch", out=tmp_path / "g")
+        program = torch.export.load(file).module()
+        generator = gatdist.load(dropout)
+        noise = torch.randn(1, generator.network.noise_size)
+        given = {"input": torch.rand(1, 1, 128, 192), "noise": noise}
+        assert (program(**given) - generator(**given)).abs().max() < 1e-5
 
     def test_an_output_does_not_depend_on_the_files_beside_it(self, translation, tmp_path):
         files = {f"{i}.png": png(i) for i in range(5)}

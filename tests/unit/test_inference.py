@@ -56,6 +56,18 @@ def unet(norm="batch"):
     )
 
 
+def unet_with_dropout():
+    """With the same masks for all tiles, as for one file."""
+    network = UNetGenerator(
+        input_shapes=((1, 64, 64),), sample_shape=(3, 64, 64), num_classes=0, width=2
+    )
+    noise = torch.randn(1, network.noise_size, dtype=torch.float64)
+    network.register_forward_pre_hook(
+        lambda _, given: (*given, None, noise.expand(len(given[0]), -1))
+    )
+    return network
+
+
 def convolutions():
     """With a stride, a dilation, reflected borders, and twice the size."""
     return nn.Sequential(
@@ -73,6 +85,7 @@ def convolutions():
 CASES = {  # network, shape in training, larger shape, tile
     "hifigan": (hifigan_generator, (12, 32), (300,), (90,)),
     "unet": (unet, (1, SIDE, SIDE), (208, 160), (144, 160)),
+    "unet with dropout": (unet_with_dropout, (1, 64, 64), (640, 576), (512, 576)),
     "convolutions": (convolutions, (1, 16, 24), (122, 150), (50, 58)),
 }
 

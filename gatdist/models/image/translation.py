@@ -45,7 +45,8 @@ class UNetGenerator(nn.Module):
 
     Each of ``levels`` halves the sides and is skipped by a connection; 8 for 256 × 256 as
     published, with ``width`` 64. Its noise is dropout at inner levels, with masks from ``noise``,
-    so that a sample's mask is its own.
+    so that a sample's mask is its own. Sides of larger images are multiples of those in training,
+    over which the masks are repeated.
     """
 
     def __init__(
@@ -98,17 +99,20 @@ class UNetGenerator(nn.Module):
         for i, up in enumerate(self.ups):
             x = up(functional.relu(x))
             if noise is not None and 0 < i <= len(self.dropped):
-                x, start = _drop(x, noise, start)
+                channels, side = self.dropped[i - 1]
+                masks = noise[:, start : start + channels * side**2]
+                x, start = _drop(x, masks.view(-1, channels, side, side)), start + masks.shape[1]
             if skips:
                 x = torch.cat([skips.pop(), x], 1)
         return torch.tanh(x)
 
 
-def _drop(x: Tensor, noise: Tensor, start: int) -> tuple[Tensor, int]:
-    """Set half of the numbers to 0 and double the others."""
-    stop = start + x[0].numel()
-    kept = uniform(noise[:, start:stop]) < 0.5
-    return x * (2 * kept.view_as(x)), stop
+def _drop(x: Tensor, noise: Tensor) -> Tensor:
+    """Set half of the numbers to 0 and double the others; larger maps repeat the mask."""
+    side = noise.shape[2]
+    tiles = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [n, c, rows, h, columns, w]
+    kept = uniform(noise) < 0.5
+    return (tiles * (2 * kept[:, :, None, :, None])).flatten(4, 5).flatten(2, 3)
 
 
 @discriminators.register("patchgan")
