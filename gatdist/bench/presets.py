@@ -134,8 +134,8 @@ _SMALL: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
             'model.generator={name="hifigan", version="v3", upsampling=[4, 4], width=8}',
             'model.discriminator={name="hifigan", periods=[2, 3], scales=2, period_width=2, '
             "scale_width=16}",
-            'game.task={name="vocoder", crop=512, hop=16, window=64, bands=12, highest=3000.0}',
-            "game.terms.log_mel={weight=45.0, hop=16, window=64, bands=12}",
+            'game.task={name="vocoder", crop=512, hop=16, window=64, bands=8, highest=3000.0}',
+            "game.terms.log_mel={weight=45.0, hop=16, window=64, bands=8}",
         ),
     ),
     "r3gan": ((3, 16, 16), _both(width=8, max_width=16, group_width=8, blocks=1)),
