@@ -58,7 +58,7 @@ EXPRESSIONS = {
 # Justified exceptions: a path, and text in which an expression may occur.
 EXCEPTIONS: dict[str, tuple[str, ...]] = {
     # A package of Debian, and its folder.
-    "gatdist/config/presets/prompts-hifigan.toml": ("asterisk-core-sounds", "asterisk/sounds"),
+    "gatdist/config/presets/prompts-vocos.toml": ("asterisk-core-sounds", "asterisk/sounds"),
     "docs/reference/presets.md": ("asterisk-core-sounds", "asterisk/sounds"),
     "CHANGELOG.md": ("`logits/pairs_ranked_rightly`",),
     "tests/docs/test_plain_language.py": (

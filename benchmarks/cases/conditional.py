@@ -35,7 +35,7 @@ from gatdist.parallel.communicator import Communicator, LocalCommunicator
 CPU = torch.device("cpu")
 FLOAT32 = ["precision.dtype=float32"]
 # By preset: samples per process.
-ALONE = {"hifigan-v2": 2, "prompts-hifigan": 8, "emoji-pix2pix": 16}
+ALONE = {"hifigan-v2": 2, "prompts-vocos": 8, "emoji-pix2pix": 16}
 TOGETHER, WORKERS = ("hifigan-v1", 1), 2
 
 

@@ -118,6 +118,12 @@ def _both(**options: object) -> tuple[str, ...]:
     )
 
 
+_SMALL_VOCODER = (
+    'model.discriminator={name="hifigan", periods=[2, 3], scales=2, period_width=2, '
+    "scale_width=16}",
+    'game.task={name="vocoder", crop=512, hop=16, window=64, bands=8, highest=3000.0}',
+    "game.terms.log_mel={weight=45.0, hop=16, window=64, bands=8}",
+)
 # By network, the shape of a small sample, and what makes the networks small.
 _SMALL: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "biggan": (
@@ -132,10 +138,7 @@ _SMALL: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
         (1, 512),
         (
             'model.generator={name="hifigan", version="v3", upsampling=[4, 4], width=8}',
-            'model.discriminator={name="hifigan", periods=[2, 3], scales=2, period_width=2, '
-            "scale_width=16}",
-            'game.task={name="vocoder", crop=512, hop=16, window=64, bands=8, highest=3000.0}',
-            "game.terms.log_mel={weight=45.0, hop=16, window=64, bands=8}",
+            *_SMALL_VOCODER,
         ),
     ),
     "r3gan": ((3, 16, 16), _both(width=8, max_width=16, group_width=8, blocks=1)),
@@ -149,6 +152,13 @@ _SMALL: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
         ),
     ),
     "unet": ((3, 32, 32), (*_both(width=4), "game.task.crop=32")),
+    "vocos": (
+        (1, 512),
+        (
+            'model.generator={name="vocos", width=8, hidden=16, blocks=2}',
+            *_SMALL_VOCODER,
+        ),
+    ),
     "wavegan": ((1, 1024), _both(width=2)),
 }
 
@@ -172,7 +182,7 @@ _CASES = (
     PresetCase("hifigan-v2", (1, 8192), metadata=_SPEECH),
     PresetCase("hifigan-v3", (1, 8192), metadata=_SPEECH),
     PresetCase("pix2pix-256", (3, 256, 256), metadata=_translated(3, 256)),
-    PresetCase("prompts-hifigan", (1, 4096), metadata={"modality": "audio", "sample_rate": 8000}),
+    PresetCase("prompts-vocos", (1, 4096), metadata={"modality": "audio", "sample_rate": 8000}),
     PresetCase("r3gan-256", (3, 256, 256), 0, 32),
     PresetCase("r3gan-64", (3, 64, 64), 0, 32),
     PresetCase("r3gan-cifar10", (3, 32, 32), 10, 64),

@@ -38,7 +38,7 @@ from gatdist.models.registry import discriminators, generators
 from gatdist.models.structure import require_apart, require_trainable
 
 # Importing these modules registers what they define.
-from . import mlp, image, audio, hifigan, text  # noqa: F401  isort:skip
+from . import mlp, image, audio, hifigan, vocos, text  # noqa: F401  isort:skip
 
 __all__ = ["build_networks", "register_discriminator", "register_generator"]
 

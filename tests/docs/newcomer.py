@@ -27,7 +27,7 @@ SMALL_NETWORKS = (
     'model.discriminator={name="residual", width=4}',
 )
 OF_PRESETS = {
-    "prompts-hifigan": ("model.generator.width=8", "model.discriminator.period_width=2"),
+    "prompts-vocos": ("model.generator.width=8", "model.discriminator.period_width=2"),
     "emoji-pix2pix": ("model.generator.width=4", "model.discriminator.width=4"),
 }
 # … and settings after them. Up to four workers can divide a batch.

@@ -15,6 +15,7 @@ from gatdist.models import hifigan
 from gatdist.models.image.translation import UNetGenerator
 from gatdist.models.spectrograms import slaney_bands
 from gatdist.models.tiling import Axis, in_tiles, measure
+from gatdist.models.vocos import Vocos
 from gatdist.runs import load_run
 from gatdist.runs.generator import Generator, folded
 from gatdist.storage import Store
@@ -24,6 +25,12 @@ from support import refused
 @pytest.fixture(scope="module")
 def vocoder(tmp_path_factory):
     return train_vocoder(tmp_path_factory.mktemp("vocoder") / "run")
+
+
+@pytest.fixture(scope="module")
+def vocos_vocoder(tmp_path_factory):
+    small = 'model.generator={name="vocos", width=8, hidden=16, blocks=2}'
+    return train_vocoder(tmp_path_factory.mktemp("vocos") / "run", small)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +50,12 @@ def hifigan_generator():
         version="v3",
         upsampling=[4, 4],
         width=8,
+    )
+
+
+def vocos_generator():
+    return Vocos(
+        input_shapes=((12, 32),), sample_shape=(1, 512), num_classes=0, width=8, hidden=12, blocks=2
     )
 
 
@@ -84,6 +97,7 @@ def convolutions():
 
 CASES = {  # network, shape in training, larger shape, tile
     "hifigan": (hifigan_generator, (12, 32), (300,), (90,)),
+    "vocos": (vocos_generator, (12, 32), (300,), (90,)),
     "unet": (unet, (1, SIDE, SIDE), (208, 160), (144, 160)),
     "unet with dropout": (unet_with_dropout, (1, 64, 64), (640, 576), (512, 576)),
     "convolutions": (convolutions, (1, 16, 24), (122, 150), (50, 58)),
@@ -228,6 +242,7 @@ class TestExported:
         ("run", "shape", "multiples"),
         [
             ("vocoder", (12, 37), {"length": 1}),
+            ("vocos_vocoder", (12, 37), {"length": 1}),
             ("translation", (1, 48, 32), {"height": SIDE, "width": SIDE}),
         ],
     )

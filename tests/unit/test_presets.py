@@ -85,7 +85,7 @@ PRESETS = {
     "stylegan2-auto-256": lambda folder: images(folder, 256, 3, 1),
     "emoji-pix2pix": lambda folder: pairs(folder, 64, 1),
     "pix2pix-256": lambda folder: pairs(folder, 286, 3),
-    "prompts-hifigan": lambda folder: clips(folder, 8192, 8000, 1),
+    "prompts-vocos": lambda folder: clips(folder, 8192, 8000, 1),
     "hifigan-v1": lambda folder: clips(folder, 32768, 22050, 1),
     "hifigan-v2": lambda folder: clips(folder, 32768, 22050, 1),
     "hifigan-v3": lambda folder: clips(folder, 32768, 22050, 1),

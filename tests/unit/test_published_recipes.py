@@ -34,7 +34,7 @@ CONDITIONAL = {
     "pix2pix-256": (54_413_955, 2_768_705),
 }
 OURS = {"digits", "digits-conditional", "glyphs", "glyphs-r3gan", "glyphs-stylegan2", "ring"}
-OURS |= {"speech", "words", "emoji-pix2pix", "prompts-hifigan"}
+OURS |= {"speech", "words", "emoji-pix2pix", "prompts-vocos"}
 
 
 def test_presets_are_published_or_ours():
