@@ -323,7 +323,7 @@ def derivatives(
     rest = [t.requires_grad_() if any(t is w for w in weights) else t for t in inputs[1:]]
     out = compute(first, *rest)
     (slopes,) = torch.autograd.grad(out.square().sum(), first, create_graph=True)
-    second = torch.autograd.grad(slopes.square().sum(), [first, *weights], materialize_grads=True)
+    second = torch.autograd.grad(slopes.square().mean(), [first, *weights], materialize_grads=True)
     by_weights = torch.cat([t.flatten() for t in second[1:]])
     return [t.detach().double().cpu() for t in (out, slopes, second[0], by_weights)]
 
