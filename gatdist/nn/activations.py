@@ -50,12 +50,19 @@ def styled_leaky_relu(
         x: [n, c, h, w].
         scale: [n, c].
         bias: [c].
-        noise: [n, 1, h, w], without a gradient; pixels of a sample are contiguous.
+        noise: [n, 1, h, w], without a gradient; not copied if pixels of a sample are contiguous.
         strength: A scalar.
         negative_slope: At least 0.
         gain: Above 0.
     """
+    n, c, h, w = x.shape
+    assert scale is None or scale.shape == (n, c)
+    assert bias is None or bias.shape == (c,)
+    assert noise is None or noise.shape == (n, 1, h, w)
     x = fused.laid_out(x, fused.is_channels_last(x))
+    scale, bias = (None if t is None else t.contiguous() for t in (scale, bias))
+    if noise is not None and not noise[0].is_contiguous():
+        noise = noise.contiguous()
     tensors = (x, scale, bias, noise, strength)
     found: Tensor
     if torch.is_grad_enabled():
@@ -86,9 +93,10 @@ class _Activation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        signs, x, scale, bias, noise, strength = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: a checkpoint refuses to restore them again
+        signs, x, scale, bias, noise, strength = saved
         grad = fused.laid_out(grad, ctx.last)
-        missing = [0, *accumulate(t is None for t in ctx.saved_tensors[2:])]  # before each
+        missing = [0, *accumulate(t is None for t in saved[2:])]  # before each
         of_scale, of_bias, of_strength = (needs_gradient(ctx, i, missing[i - 1]) for i in (1, 2, 4))
         if torch.is_grad_enabled():
             g = masked(grad, signs, ctx.slope, ctx.gain, ctx.last)

@@ -54,10 +54,12 @@ def bottleneck(
             *(wide, grouped.weight, grouped.bias, *middle, grouped.groups), negative_slope=slope
         )
         return x + conv2d(wide, narrow.weight)
-    wide, x = _Widened.apply(x, cast(weight, x.dtype), bias, slope)  # type: ignore[no-untyped-call]
+    wide, x = _Widened.apply(  # type: ignore[no-untyped-call]
+        x, cast(weight, x.dtype), bias.contiguous(), slope
+    )
     wide = conv2d(wide, grouped.weight, None, *middle, 1, grouped.groups)
     found, _ = _Narrowed.apply(  # type: ignore[no-untyped-call]
-        wide, grouped.bias, cast(narrow.weight, x.dtype), x, slope
+        wide, grouped.bias.contiguous(), cast(narrow.weight, x.dtype), x, slope
     )
     result: Tensor = found
     return result

@@ -11,8 +11,8 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any
 
 import torch
@@ -24,9 +24,7 @@ from gatdist.nn.derivatives import is_plain
 # Types of devices with kernels; tests add "cpu", where Triton's interpreter runs them.
 DEVICES = {"cuda"}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Of products, on GPUs and in Triton's interpreter, which multiplies the bits of bfloat16.
-_PRODUCTS = ((torch.float16, torch.bfloat16), (torch.float16,))
-_LARGEST = 2**31  # numbers in a sample, whose offsets are int32
+_MOST_PIXELS = 2**29  # of a sample; they are int32, and 4 times as many after upsampling
 _CHANNELS = 64  # of a tile, at most
 _TILE = 2048  # numbers in it
 _FIR_TILE = 512  # with a pointer for each tap
@@ -37,6 +35,8 @@ _MEMORY_BOUND = 256
 _FIRST_WORDS = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
 
 _enabled = True
+_found: dict[torch.device, bool] = {}  # whether kernels work
+_checking = Lock()
 
 
 @contextmanager
@@ -60,16 +60,33 @@ def _is_counting() -> bool:
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
 
 
-@cache
 def _works(device: torch.device) -> bool:
-    """Compile the kernels on a device when they are used first, and compare them with torch.
+    """Return whether kernels work on a device, which the first use finds out.
+
+    Not while a CUDA graph is being recorded, where the host can't read results: it is recorded
+    without kernels.
+    """
+    if device in _found:
+        return _found[device]
+    with _checking:
+        if device not in _found:
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                return False
+            _found[device] = _is_correct(device)
+        return _found[device]
+
+
+def _is_correct(device: torch.device) -> bool:
+    """Compile the kernels and compare them with torch.
 
     Wrong or missing kernels must not end or change a run: it does without them then.
     """
     on_amd = torch.version.hip is not None  # untested
-    if device.type not in DEVICES or on_amd or find_spec("triton") is None:
+    if device.type not in DEVICES or on_amd:
         return False
     try:
+        if find_spec("triton") is None:
+            return False
         with torch.autocast(device.type, enabled=False):
             problem = "" if _agree(device) else "its results are wrong"
     except Exception as error:  # of a compiler, a driver, or Triton itself
@@ -109,7 +126,7 @@ def fuses(x: Tensor) -> bool:
     """Return whether layers on samples [n, c, h, w] use the operators of this module."""
     if x.dim() != 4 or x.dtype not in _DTYPES or is_plain(x):
         return False
-    return 0 < x.numel() < _LARGEST * len(x) and runs_kernels(x)
+    return x.numel() > 0 and x.shape[2] * x.shape[3] < _MOST_PIXELS and runs_kernels(x)
 
 
 def fuses_product(x: Tensor, weight: Tensor) -> bool:
@@ -120,11 +137,20 @@ def fuses_product(x: Tensor, weight: Tensor) -> bool:
     outputs, inputs = weight.shape[:2]
     return (
         fuses(x)
-        and x.dtype in _PRODUCTS[x.device.type == "cpu" and not _is_counting()]
+        and x.dtype in _product_dtypes(x.device)
         and is_channels_last(x)
         and inputs % 16 == outputs % 16 == 0
         and inputs * outputs <= _MEMORY_BOUND * (inputs + outputs)
     )
+
+
+def _product_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    if not _is_counting():
+        if device.type == "cpu":  # Triton's interpreter multiplies the bits of bfloat16
+            return (torch.float16,)
+        if torch.cuda.get_device_capability(device) < (8, 0):  # no matrix units for Triton
+            return ()
+    return torch.float16, torch.bfloat16
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -168,16 +194,22 @@ def _kernels() -> Any:
     return kernels
 
 
+def _empty(x: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
+    """Return an uninitialized [n, c, h, w] like ``x``, with channels last or contiguous."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
 def _tiles(
-    x: Tensor, steps: int = 1, numbers: int = _TILE
-) -> tuple[tuple[int, int, int], dict[str, Any]]:
-    """Return the grid (blocks of pixels, blocks of channels, samples), and the tile's size."""
+    x: Tensor, last: bool, steps: int = 1, numbers: int = _TILE
+) -> tuple[int, int, dict[str, Any]]:
+    """Return numbers of programs, in all and for the pixels of a channel, and the tile's size."""
     n, channels, pixels = len(x), x.shape[1], math.prod(x.shape[2:])
-    last = is_channels_last(x)
     width = min(_CHANNELS, max(8, _power_of_2(channels))) if last else 8
     height = min(numbers // width, max(16, _power_of_2(pixels)))
-    grid = -(-pixels // (height * steps)), -(-channels // width), n
-    return grid, {"PIXELS": height, "CHANNELS": width, "LAST": last}
+    blocks = -(-pixels // (height * steps))
+    tile = {"PIXELS": height, "CHANNELS": width, "LAST": last}
+    return n * -(-channels // width) * blocks, blocks, tile
 
 
 def _power_of_2(least: int) -> int:
@@ -213,10 +245,10 @@ def activate(
     signs: Tensor,
 ) -> None:
     """Gain · leaky ReLU(x · scale[n, c] + bias[c] + strength · noise[n, 1, h, w]), and signs."""
-    grid, tile = _tiles(x)
+    programs, _, tile = _tiles(x, is_channels_last(x))
     pixels = math.prod(x.shape[2:])
     kept = signs if keeps_signs else None
-    _kernels().activate[grid](
+    _kernels().activate[(programs,)](
         *(x, scale, bias, noise, strength, y, kept, pixels, x.shape[1]),
         *(None if noise is None else noise.stride(0), slope, gain),
         **tile,
@@ -224,7 +256,7 @@ def activate(
 
 
 def _activated_gradient(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    blocks = _tiles(grad, _STEPS)[0][0] if args[-1] else 0
+    blocks = _tiles(grad, is_channels_last(grad), _STEPS)[1] if args[-1] else 0
     sums = grad.new_empty(len(grad), blocks, 3, grad.shape[1], dtype=torch.float32)
     return torch.empty_like(grad), sums
 
@@ -251,10 +283,10 @@ def activate_gradient(
     ``grad`` and ``x`` have the layout that :func:`activate` was given.
     """
     steps = _STEPS if adds else 1
-    grid, tile = _tiles(grad, steps)
+    programs, _, tile = _tiles(grad, is_channels_last(grad), steps)
     pixels, kept = math.prod(grad.shape[2:]), sums if adds else None
     stride = None if noise is None else noise.stride(0)
-    _kernels().activate_gradient[grid](
+    _kernels().activate_gradient[(programs,)](
         *(grad, signs, x, scale, noise, out, kept, pixels, grad.shape[1], stride, slope, gain),
         **tile,
         STEPS=steps,
@@ -267,7 +299,7 @@ _ROWS, _OUTPUTS, _INPUTS = 128, 64, 32  # of a tile of a product
 def _product(x: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     n, _, h, w = x.shape
     outputs, activates, adds = len(weight), args[-2], args[-1]
-    y = x.new_empty(n, outputs, h, w).contiguous(memory_format=torch.channels_last)
+    y = _empty(x, (n, outputs, h, w), True)
     signs = x.new_empty(n, h * w, (outputs + 7) // 8 if activates else 0, dtype=torch.uint8)
     blocks = -(-n * h * w // _ROWS) if adds else 0
     return y, signs, x.new_empty(blocks, outputs, dtype=torch.float32)
@@ -299,9 +331,9 @@ def pointwise(
     ``residual``, its addition.
     """
     (n, inputs, h, w), outputs = x.shape, len(weight)
-    grid = -(-outputs // _OUTPUTS), -(-n * h * w // _ROWS)
+    programs = -(-outputs // _OUTPUTS) * -(-n * h * w // _ROWS)
     kept, added = signs if activates else None, sums if adds else None
-    _kernels().pointwise[grid](
+    _kernels().pointwise[(programs,)](
         *(x, weight, bias, residual, mask, y, kept, added, n * h * w, inputs, outputs),
         *(weight.stride(0), weight.stride(1), slope, gain),
         **{"ROWS": _ROWS, "INPUTS": _INPUTS, "OUTPUTS": _OUTPUTS},
@@ -311,8 +343,7 @@ def pointwise(
 def _resampled(x: Tensor, up: int, down: int, before: int, after: int, gain: float) -> Tensor:
     n, channels, *sides = x.shape
     height, width = ((side * up + before + after - 4) // down + 1 for side in sides)
-    found = x.new_empty(n, channels, height, width)
-    return laid_out(found, is_channels_last(x))
+    return _empty(x, (n, channels, height, width), is_channels_last(x))
 
 
 @_operator("(Tensor x, int up, int down, int before, int after, float gain) -> Tensor", _resampled)
@@ -322,10 +353,11 @@ def fir(x: Tensor, up: int, down: int, before: int, after: int, gain: float, y: 
     Zeros are put after each pixel (``up`` − 1), before the first and after the last pixel; every
     ``down``-th result remains.
     """
-    grid, tile = _tiles(y, numbers=_FIR_TILE)
+    # A result of one pixel is contiguous, too.
+    programs, _, tile = _tiles(y, is_channels_last(x), numbers=_FIR_TILE)
     (height, width), (out_height, out_width) = x.shape[2:], y.shape[2:]
     sizes = height, width, out_height, out_width, x.shape[1], before, gain
-    _kernels().fir[grid](x, y, *sizes, UP=up, DOWN=down, **tile)
+    _kernels().fir[(programs,)](x, y, *sizes, UP=up, DOWN=down, **tile)
 
 
 _WORDS = 256  # of a program, in fours

@@ -4,6 +4,8 @@ A sample is a matrix of pixels and channels in memory: channels last, [pixels, c
 contiguous, [channels, pixels]. Signs are packed along the rows of that matrix, 8 to a byte, the
 first in the lowest bit. No kernel adds with atomics, and none is tuned by measurements, so results
 depend on shapes only. Sums of an activation's gradient are per block of pixels; torch adds them.
+Grids have one axis, because CUDA limits the others to 65,535 programs. Pixels and channels are
+int32, offsets in memory int64.
 """
 
 # Triton reads annotations as it compiles, and has no types for a checker.
@@ -14,12 +16,23 @@ import triton.language as tl
 
 
 @triton.jit
+def _place(pixels, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Return the blocks of pixels and of channels, and the sample, of this program."""
+    blocks = tl.cdiv(pixels, PIXELS)
+    rest = tl.program_id(0) // blocks
+    of_channels = tl.cdiv(channels, CHANNELS)
+    sample = (rest // of_channels).to(tl.int64)
+    return tl.program_id(0) % blocks, rest % of_channels, sample
+
+
+@triton.jit
 def _tile(
-    block, pixels, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, LAST: tl.constexpr
-):
+    block, of_channels, pixels, channels,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
     """Return the pixels, channels, rows and columns of a tile, and what of it exists."""
     p = block * PIXELS + tl.arange(0, PIXELS)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    c = of_channels * CHANNELS + tl.arange(0, CHANNELS)
     p = p[:, None] if LAST else p[None, :]
     c = c[None, :] if LAST else c[:, None]
     inside = (p < pixels) & (c < channels)
@@ -27,7 +40,7 @@ def _tile(
         row, column = p, c
     else:
         row, column = c, p
-    return p, c, row, column, inside
+    return p, c, row.to(tl.int64), column, inside
 
 
 @triton.jit
@@ -55,9 +68,8 @@ def activate(
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """Compute y = gain · leaky ReLU(x · scale[n, c] + bias[c] + strength · noise[n, p])."""
-    sample = tl.program_id(2).to(tl.int64)
-    block = tl.program_id(0)
-    p, c, row, column, inside = _tile(block, pixels, channels, PIXELS, CHANNELS, LAST)
+    block, of_channels, sample = _place(pixels, channels, PIXELS, CHANNELS)
+    p, c, row, column, inside = _tile(block, of_channels, pixels, channels, PIXELS, CHANNELS, LAST)
     rows, columns = (pixels, channels) if LAST else (channels, pixels)
     at = sample * pixels * channels + row * columns + column
     z = tl.load(x + at, inside, other=0).to(tl.float32)
@@ -84,14 +96,15 @@ def activate_gradient(
 
     ``sums``, if any, are of g, g · x and g · noise over pixels: [n, blocks, 3, channels].
     """
-    sample = tl.program_id(2).to(tl.int64)
+    part, of_channels, sample = _place(pixels, channels, PIXELS * STEPS, CHANNELS)
     AXIS: tl.constexpr = 0 if LAST else 1
     of_bias = tl.zeros((CHANNELS,), tl.float32)
     of_scale = tl.zeros((CHANNELS,), tl.float32)
     of_noise = tl.zeros((CHANNELS,), tl.float32)
     for step in range(STEPS):
-        block = tl.program_id(0) * STEPS + step
-        p, c, row, column, inside = _tile(block, pixels, channels, PIXELS, CHANNELS, LAST)
+        p, c, row, column, inside = _tile(
+            part * STEPS + step, of_channels, pixels, channels, PIXELS, CHANNELS, LAST
+        )
         rows, columns = (pixels, channels) if LAST else (channels, pixels)
         at = sample * pixels * channels + row * columns + column
         of_sample = signs + sample * rows * ((columns + 7) // 8)
@@ -108,8 +121,8 @@ def activate_gradient(
             g *= tl.load(scale + sample * channels + c, c < channels, other=0).to(tl.float32)
         tl.store(out + at, g.to(out.dtype.element_ty), inside)
     if sums is not None:
-        c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-        first = (sample * tl.num_programs(0) + tl.program_id(0)) * 3
+        c = of_channels * CHANNELS + tl.arange(0, CHANNELS)
+        first = (sample * tl.cdiv(pixels, PIXELS * STEPS) + part) * 3
         tl.store(sums + first * channels + c, of_bias, c < channels)
         tl.store(sums + (first + 1) * channels + c, of_scale, c < channels)
         tl.store(sums + (first + 2) * channels + c, of_noise, c < channels)
@@ -126,18 +139,19 @@ def pointwise(
     With ``signs``: the bias and the activation. With ``mask``: the activation's derivative; its
     ``sums`` are [blocks, outputs]. With ``residual``: its addition.
     """
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)[None, :]
+    blocks = tl.cdiv(outputs, OUTPUTS)
+    block = tl.program_id(0) // blocks
+    row = block.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(0) % blocks * OUTPUTS + tl.arange(0, OUTPUTS)[None, :]
     found = tl.zeros((ROWS, OUTPUTS), tl.float32)
     for start in range(0, inputs, INPUTS):
         k = start + tl.arange(0, INPUTS)
-        a_at = row.to(tl.int64) * inputs + k[None, :]
-        a = tl.load(x + a_at, (row < rows) & (k[None, :] < inputs), other=0)
+        a = tl.load(x + row * inputs + k[None, :], (row < rows) & (k[None, :] < inputs), other=0)
         b_at = k[:, None] * stride_in + column * stride_out
         b = tl.load(weight + b_at, (k[:, None] < inputs) & (column < outputs), other=0)
         found = tl.dot(a, b, found)
     inside = (row < rows) & (column < outputs)
-    at = row.to(tl.int64) * outputs + column
+    at = row * outputs + column
     if bias is not None:
         found += tl.load(bias + column, column < outputs, other=0).to(tl.float32)
     if signs is not None:
@@ -148,7 +162,7 @@ def pointwise(
         found *= _factor(mask, row, column, outputs, inside, slope, gain)
     if sums is not None:
         total = tl.sum(tl.where(inside, found, 0), 0)[None, :]
-        tl.store(sums + tl.program_id(1) * outputs + column, total, column < outputs)
+        tl.store(sums + block.to(tl.int64) * outputs + column, total, column < outputs)
     if residual is not None:
         found += tl.load(residual + at, inside, other=0).to(tl.float32)
     tl.store(y + at, found.to(y.dtype.element_ty), inside)
@@ -165,12 +179,13 @@ def fir(
     UP − 1 zeros follow each pixel, ``padding`` zeros come before the first. Of the filter's results
     every DOWN-th remains. Taps that meet only inserted zeros are skipped.
     """
-    sample = tl.program_id(2).to(tl.int64)
     out_pixels = out_height * out_width
+    block, of_channels, sample = _place(out_pixels, channels, PIXELS, CHANNELS)
     p, c, row, column, inside = _tile(
-        tl.program_id(0), out_pixels, channels, PIXELS, CHANNELS, LAST
+        block, of_channels, out_pixels, channels, PIXELS, CHANNELS, LAST
     )
     first_y, first_x = (p // out_width) * DOWN - padding, (p % out_width) * DOWN - padding
+    from_sample = x + sample * height * width * channels
     found = tl.zeros(inside.shape, tl.float32)
     for i in tl.static_range(4 // UP):
         tap_y = i * UP + (first_y & (UP - 1))  # so that it meets a pixel
@@ -181,9 +196,11 @@ def fir(
             weight = tl.where(tap_y % 3 == 0, 1.0, 3.0) * tl.where(tap_x % 3 == 0, 1.0, 3.0)
             exists = (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
             pixel = from_y * width + from_x
-            at = pixel * channels + c if LAST else c * height * width + pixel
-            from_sample = x + sample * height * width * channels
-            found += weight * tl.load(from_sample + at, inside & exists, other=0).to(tl.float32)
+            if LAST:
+                at = from_sample + pixel.to(tl.int64) * channels + c
+            else:
+                at = from_sample + row * (height * width) + pixel
+            found += weight * tl.load(at, inside & exists, other=0).to(tl.float32)
     columns = channels if LAST else out_pixels
     at = sample * out_pixels * channels + row * columns + column
     tl.store(y + at, (found * (gain / 64)).to(y.dtype.element_ty), inside)
@@ -200,7 +217,8 @@ def philox(positions, words, blocks, stream, key_low, key_high, samples, BLOCK: 
     block = (i % blocks).to(tl.uint32)
     keys = key_low.to(tl.uint32), key_high.to(tl.uint32)
     a, b, c, d = tl.philox_impl(block, stream_words, low, high, keys[0], keys[1])
-    tl.store(words + 4 * i, a.to(tl.int64), inside)
-    tl.store(words + 4 * i + 1, b.to(tl.int64), inside)
-    tl.store(words + 4 * i + 2, c.to(tl.int64), inside)
-    tl.store(words + 4 * i + 3, d.to(tl.int64), inside)
+    words += 4 * i.to(tl.int64)
+    tl.store(words, a.to(tl.int64), inside)
+    tl.store(words + 1, b.to(tl.int64), inside)
+    tl.store(words + 2, c.to(tl.int64), inside)
+    tl.store(words + 3, d.to(tl.int64), inside)

@@ -95,6 +95,7 @@ def launch(dtypes, layouts):
             launch_on_images(dtype, last)
         if dtype != torch.float32:
             launch_products(dtype)
+    launch_on_one_number(torch.empty(1, 1, 1, 1))
 
 
 def launch_on_images(dtype, last):
@@ -112,6 +113,14 @@ def launch_on_images(dtype, last):
         fused.fir(image, 1, 1, 2, 2, 1.0)
         fused.fir(image, 1, 2, 1, 1, 1.0)
         fused.fir(image, 2, 1, 2, 1, 4.0)
+
+
+def launch_on_one_number(x):
+    """Sizes of 1 are constants in compiled kernels."""
+    _, signs = fused.activate(x, x[0, 0], x.flatten(), x, x[0, 0, 0, 0], 0.2, 1.0, True)
+    fused.activate_gradient(x, signs, x, x[0, 0], x, 0.2, 1.0, True)
+    fused.fir(x, 2, 1, 2, 1, 4.0)
+    fused.philox(torch.zeros(1, dtype=torch.int64), 1, 0, 5, 6)
 
 
 def launch_products(dtype):

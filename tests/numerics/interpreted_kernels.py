@@ -3,18 +3,22 @@
 Run by test_fused.py in a process with TRITON_INTERPRET=1: Triton reads it when it is imported.
 """
 
+import mmap
 import zlib
 
 import pytest
 import torch
 from torch.nn import functional
+from torch.profiler import profile
+from torch.utils.checkpoint import checkpoint
+from triton.runtime import interpreter
 
 from benchmarks.gpu import correctness
 from gatdist import nn
 from gatdist.bench.presets import PRESETS
 from gatdist.models import build_networks
 from gatdist.models.image.resampling import blur, downsample, upsample
-from gatdist.nn import fused
+from gatdist.nn import fused, kernels
 from gatdist.parallel import draws
 
 # Largest error of values and of derivatives, relative to the largest number.
@@ -24,9 +28,9 @@ over_layouts = pytest.mark.parametrize("last", [False, True], ids=["contiguous",
 
 
 @pytest.fixture(autouse=True, scope="module")
-def interpreter():
+def kernels_on_cpus():
     fused.DEVICES.add("cpu")
-    fused._works.cache_clear()
+    fused._found.clear()
     assert fused.runs_kernels(torch.zeros(1))
     with nn.derivatives_of_gpus():
         yield
@@ -88,6 +92,23 @@ def test_activation(dtype, last, shape):
 
 
 @over_layouts
+def test_activation_of_strided_factors(last):
+    x = fused.laid_out(numbers(2, 6, 5, 3).float(), last)
+    scale, bias = numbers(6, 2).float().T, numbers(12).float()[::2]
+    noise, strength = numbers(2, 1, 5, 4).float()[..., :3], torch.tensor(0.5)
+    found = nn.styled_leaky_relu(x, scale, bias, noise, strength, 0.2)
+    z = x * scale[:, :, None, None] + bias[:, None, None] + strength * noise
+    torch.testing.assert_close(found, functional.leaky_relu(z, 0.2))
+
+
+def test_activation_in_a_checkpoint():
+    x = numbers(2, 3, 5, 4).float().requires_grad_()
+    (expected,) = torch.autograd.grad(nn.leaky_relu(x, 0.2).sum(), x)
+    found = checkpoint(lambda x: nn.leaky_relu(x, 0.2), x, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(found.sum(), x)[0], expected)
+
+
+@over_layouts
 def test_activation_alone(last):
     x = numbers(2, 3, 5, 4)
     moved = fused.laid_out(x.float(), last)
@@ -114,6 +135,73 @@ def test_resampling(last, name, dtype):
     x = numbers(2, 5, 8, 6).to(dtype).double()
     moved = fused.laid_out(x.to(dtype), last)
     compare(RESAMPLING[name], RESAMPLING[name], [x], [moved], TOLERANCES[dtype])
+
+
+@over_layouts
+def test_resampling_to_one_pixel(last):
+    """Which has both layouts, whatever that of the input is."""
+    for resample, side in ((downsample, 2), (lambda x: blur(x, 0), 4)):
+        x = numbers(2, 5, side, side)
+        moved = fused.laid_out(x.float(), last)
+        compare(resample, resample, [x], [moved], 2e-6)
+
+
+def test_results_are_not_copied_to_their_layout():
+    x = fused.laid_out(torch.randn(2, 16, 4, 4).half(), True)
+    weight = torch.randn(16, 16, 1, 1).half()
+    with profile() as profiled:
+        fused.pointwise(x, weight, None, None, None, 1.0, 1.0, False, False)
+        fused.fir(x, 2, 1, 2, 1, 4.0)
+    assert "aten::clone" not in {event.key for event in profiled.key_averages()}
+
+
+@pytest.fixture
+def last_program(monkeypatch):
+    """Run only the last program of each launch, which touches few pages of large tensors."""
+    builder = interpreter.interpreter_builder
+
+    class Kernels:
+        def __getattr__(self, name):
+            class Launcher:
+                def __getitem__(self, grid):
+                    (programs,) = grid
+                    last = programs - 1, 0, 0
+                    here = lambda *index: setattr(builder, "grid_idx", last)  # noqa: E731
+                    monkeypatch.setattr(builder, "set_grid_idx", here)
+                    return getattr(kernels, name)[(1,)]
+
+            return Launcher()
+
+    monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *args: None)
+    monkeypatch.setattr(fused, "_kernels", Kernels)
+
+
+@over_layouts
+def test_offsets_of_large_samples(last, last_program):
+    """Over 2³¹ numbers in a sample: offsets do not fit int32."""
+    x = fused._empty(torch.empty(0, dtype=torch.float16), (1, 2049, 1024, 1024), last)
+    x[0, -64:, -1, -64:] = -2.0
+    y, signs = fused.activate(x, None, None, None, None, 0.5, 1.0, True)
+    assert y[0, -1, -1, -1] == -1
+    assert signs[0, -1, -1] == 0
+    gradient, _ = fused.activate_gradient(x, signs, None, None, None, 0.5, 1.0, False)
+    assert gradient[0, -1, -1, -1] == -1
+    x = fused._empty(x, (1, 513, 1024, 1024), last)
+    x[0, -64:, -8:, -64:] = 1.0
+    y = fused.fir(x, 2, 1, 2, 1, 4.0)
+    assert y[0, -1, -1, -2] == 0.75  # next to the border
+
+
+def test_offsets_of_random_words(last_program):
+    blocks = 2**29 + 1
+    size = 32 * blocks
+    reserves_no_memory = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
+    words = torch.frombuffer(mmap.mmap(-1, size, reserves_no_memory), dtype=torch.int64)
+    positions = torch.tensor([5])
+    launch = fused._kernels().philox[(-(-blocks // 256),)]
+    launch(positions, words, blocks, 7, 8, 9, 1, BLOCK=256)
+    counter = torch.tensor([[blocks - 1], [7], [5], [0]])
+    assert torch.equal(words[-4:], draws.philox(counter, (8, 9))[:, 0])
 
 
 # The interpreter multiplies the bits of bfloat16.
