@@ -165,6 +165,7 @@ def apply(
     tile: int | None = None,
     batch: int = 1,
     device: str = "",
+    label: str | int = "",
     workers: int | None = None,
     address: str = "",
     strict: bool = False,
@@ -195,6 +196,7 @@ def apply(
             whole.
         batch: inputs of equal size, or tiles, at a time.
         device: such as ``cuda:0``; by default the first GPU, or the CPU.
+        label: class of all outputs by number or name, of a class-conditional generator.
         workers: processes on Ray; None: this process, or with ``address`` one per core.
         address: of a Ray cluster; by default Ray is started here for more than one worker.
         strict: raise an error that names the first file that can't be used.
@@ -231,6 +233,7 @@ def apply(
         tile=tile,
         batch=batch,
         device=device,
+        label=str(label),
         strict=strict,
         source_options=dict(source_options or {}),
         dest_options=dict(out_options or {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +50,15 @@ def image(i: int, *size: int) -> np.ndarray:
     return np.uint8(127 + 120 * np.sin((1 + i % 4) * rows / 9 + columns / 5))[..., None]
 
 
-def write_pairs(folder: Path, count: int = 16) -> None:
-    """Write images with their negatives, of three channels."""
+def write_pairs(folder: Path, count: int = 16, classes: Sequence[str] = ()) -> None:
+    """Write images with their negatives, of three channels; classes in turn."""
     samples = [
         (
             f"{i:04d}",
             {
                 "target.png": encode_png(np.repeat(255 - image(i), 3, axis=2)),
                 "input.png": encode_png(image(i)),
+                **({"cls": str(i % len(classes)).encode()} if classes else {}),
             },
         )
         for i in range(count)
@@ -68,6 +70,8 @@ def write_pairs(folder: Path, count: int = 16) -> None:
         modality="image",
         sample_shape=[3, SIDE, SIDE],
         component="target.png",
+        num_classes=len(classes),
+        class_names=list(classes) or None,
         fields={"input": inputs},
     )
 
@@ -155,5 +159,38 @@ def train_inpainting(run: Path, patch: pytest.MonkeyPatch) -> Path:
         'game.task={name="inpainting"}',
         'model.generator={name="filling"}',
         'model.discriminator={name="patchgan", width=4, layers=1}',
+    ]
+    return _train(run, overrides)
+
+
+LABELLED = """
+import torch
+from gatdist import register_generator
+from gatdist.nn import Conv2d
+
+
+@register_generator("labelled")
+class Labelled(torch.nn.Module):
+    def __init__(self, *, input_shapes, sample_shape, num_classes: int):
+        super().__init__()
+        self.layer = Conv2d(input_shapes[0][0], sample_shape[0], 3, padding=1)
+        self.shift = torch.nn.Embedding(num_classes, sample_shape[0])
+
+    def forward(self, images, labels):
+        return torch.tanh(self.layer(images) + self.shift(labels)[:, :, None, None])
+"""
+
+
+def train_labelled(run: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Train a class-conditional translation by a user's network, of the classes ant and bee."""
+    run.parent.joinpath("labelled_network.py").write_text(LABELLED)
+    patch.syspath_prepend(str(run.parent))
+    write_pairs(run.parent / f"data-of-{run.name}", classes=["ant", "bee"])
+    overrides = [
+        *TRANSLATION,
+        'plugins=["labelled_network"]',
+        "model.conditional=true",
+        'model.generator={name="labelled"}',
+        'model.discriminator={name="residual", width=4}',
     ]
     return _train(run, overrides)

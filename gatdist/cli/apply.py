@@ -20,6 +20,7 @@ def add(commands: Any) -> None:
     texts = {
         "--checkpoint N": "its name, or a number of samples seen (default: the newest)",
         "--device NAME": "such as cuda:0 (default: the first GPU, or the CPU)",
+        "--label K": "class of all outputs, by number or name, of a class-conditional run",
     }
     common.add_options(sub, texts, default="")
     text = "cut larger inputs into tiles of this side, in pixels, samples or frames"
@@ -45,7 +46,17 @@ def _apply(arguments: argparse.Namespace) -> None:
     from gatdist.api import apply
     from gatdist.monitor.console import Console
 
-    names = ("checkpoint", "device", "tile", "batch", "kind", "column", "address", "strict")
+    names = (
+        "checkpoint",
+        "device",
+        "label",
+        "tile",
+        "batch",
+        "kind",
+        "column",
+        "address",
+        "strict",
+    )
     outcome = apply(
         arguments.run,
         arguments.source,

@@ -182,8 +182,14 @@ class Exported:
             return ()
         (name,) = self.generator.shapes.names
         like = next(self.generator.parameters()).detach()
+
+        def made(field: Tensor) -> Tensor:
+            labels = torch.zeros(len(field), dtype=torch.int64)
+            given = labels if self.generator.num_classes else None
+            return self.generator.made({name: field}, labels=given)
+
         with torch.no_grad():
-            found = periods_of(lambda x: self.generator.made({name: x}), shapes[0], like)
+            found = periods_of(made, shapes[0], like)
         return found or (0,) * (len(shapes[0]) - 1)
 
     def inputs(self, positions: Tensor, seed: int, blocks: int = 0) -> dict[str, Tensor]:

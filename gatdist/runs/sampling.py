@@ -170,21 +170,7 @@ def chunks_of(
 
 
 def _class_numbers(run: TrainedRun, requested: Sequence[str]) -> list[int] | None:
-    if not requested:
-        return None
-    if not run.num_classes:
-        rule = "the run's generator is not class-conditional"
-        raise ConfigError("--labels", rule, value=",".join(requested), hint="Remove it")
-    names = run.sample_format.spec.class_names or []
-    found = []
-    for word in requested:
-        number = names.index(word) if word in names else int(word) if word.isdecimal() else -1
-        if not 0 <= number < run.num_classes:
-            known = f", or one of {', '.join(names[:10])}" if names else ""
-            rule = f"must be a class: 0 to {run.num_classes - 1}{known}"
-            raise ConfigError("--labels", rule, value=word)
-        found.append(number)
-    return found
+    return [run.class_number(word, "--labels") for word in requested] or None
 
 
 class _Job(BaseModel):

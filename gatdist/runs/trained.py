@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from gatdist.common.errors import CheckpointError
+from gatdist.common.errors import CheckpointError, ConfigError
 from gatdist.common.seeding import generator_states, generators_kept, seed_all
 from gatdist.config import BOTH, Config, LatentDistribution, PlayerName, import_plugins
 from gatdist.data.dataset import Dataset
@@ -246,6 +246,19 @@ class TrainedRun:
     @property
     def num_classes(self) -> int:
         return self.sample_format.num_classes if self.config.model.conditional else 0
+
+    def class_number(self, word: str, key: str) -> int:
+        """Return the number of a class, given by number or name. Raises ConfigError about key."""
+        if not self.num_classes:
+            rule = "the run's generator is not class-conditional"
+            raise ConfigError(key, rule, value=word, hint="Remove it")
+        names = self.sample_format.spec.class_names or []
+        number = names.index(word) if word in names else int(word) if word.isdecimal() else -1
+        if not 0 <= number < self.num_classes:
+            known = f", or one of {', '.join(names[:10])}" if names else ""
+            rule = f"must be a class: 0 to {self.num_classes - 1}{known}"
+            raise ConfigError(key, rule, value=word)
+        return number
 
     def sampler(self, seed: int, stream: str, truncation: float | None = None) -> Sampler:
         return Sampler.from_config(

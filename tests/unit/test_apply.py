@@ -20,6 +20,7 @@ from conditional_runs import (
     clip,
     image,
     train_inpainting,
+    train_labelled,
     train_translation,
     train_vocoder,
 )
@@ -313,6 +314,32 @@ class TestOwnTask:
         assert torch.equal(program(**given), gatdist.load(run)(**given))
 
 
+class TestClasses:
+    def test_all_outputs_have_the_class_that_is_named(self, tmp_path, monkeypatch):
+        run = train_labelled(tmp_path / "run", monkeypatch)
+        source = write(tmp_path / "in", {"x.png": png(0), "large.png": png(1, 3 * SIDE, SIDE)})
+        generator = gatdist.load(run)
+        for label, number, out in ((0, 0, "first"), ("bee", 1, "second")):
+            outcome = gatdist.apply(run, source, tmp_path / out, label=label, tile=2 * SIDE)
+            assert outcome["written"] == 2
+            for name, size in (("x.png", (SIDE, SIDE)), ("large.png", (3 * SIDE, SIDE))):
+                given = image(name == "large.png", *size)[None]
+                expected = generator(input=given, labels=torch.tensor([number]))[0].numpy()
+                made = pixels_of(tmp_path / out / name).astype(int)
+                assert abs(made - expected).max() <= 1
+        assert content(tmp_path / "first") != content(tmp_path / "second")
+        assert gatdist.apply(run, source, tmp_path / "second", label=1)["found"] == 2
+        with refused(DataError, "OUT"):
+            gatdist.apply(run, source, tmp_path / "second", label="ant")
+        for label in ("", 2, "cow"):
+            with refused(ConfigError, "--label"):
+                gatdist.apply(run, source, tmp_path / "third", label=label)
+        file = gatdist.export(run, "torch", out=tmp_path / "g")
+        program = torch.export.load(file).module()
+        given = {"input": torch.rand(2, 1, 40, 24), "labels": torch.tensor([0, 1])}
+        assert torch.allclose(program(**given), generator(**given), atol=1e-6)
+
+
 class TestTables:
     def test_files_of_a_table_keep_their_names(self, translation, tmp_path):
         write(tmp_path / "in", {"img/1.png": png(1), "list.csv": b"input\nimg/1.png\n"})
@@ -374,6 +401,7 @@ BAD = {
     "around": ({"source": "in/sub", "out": "in"}, DataError, "INPUT"),
     "the run": ({"out": "run"}, DataError, "OUT"),
     "other files": ({"out": "speech"}, DataError, "OUT"),
+    "label": ({"label": 0}, ConfigError, "--label"),
     "tile": ({"tile": 5}, ConfigError, "--tile"),
     "no tile": ({"tile": 0}, ConfigError, "--tile"),
     "batch": ({"batch": 0}, ConfigError, "--batch"),

@@ -44,14 +44,12 @@ def readable_fields(generator: Generator, run: str) -> Readable:
     """Return the fields that files may hold: that of the data, or what is computed from it.
 
     Raises:
-        ConfigError: ``run`` takes no input, several, or labels.
+        ConfigError: ``run`` takes no input, or several.
     """
     names, formats = generator.shapes.names, generator.formats
     if not names:
         rule = "its generator takes no input"
         raise ConfigError("RUN", rule, value=run, hint=f"gatdist sample {run} --num 100 --out OUT")
-    if generator.num_classes:
-        raise ConfigError("RUN", "its generator takes labels, which files lack", value=run)
     given = [name for name in names if name in formats]
     if len(given) > 1:
         rule = f"its generator takes several fields: {', '.join(given)}"

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from gatdist.common.errors import DataError
+from gatdist.common.errors import ConfigError, DataError
 from gatdist.config import redact_url
 from gatdist.data.format.manifest import MANIFEST, Manifest, read_manifest
 from gatdist.data.format.shard_files import read_index
@@ -86,14 +86,15 @@ def prepare(request: Request) -> Plan:
     run = load_run(Store(request.run), torch.device("cpu"), request.checkpoint)
     generator = Generator.of(run)
     readable = readable_fields(generator, Store(request.run).url)
-    about = _settings(request, run)
+    class_number = _class_number(run, request.label)
+    about = _settings(request, run) | ({"class": class_number} if run.num_classes else {})
     existing = _existing(dest, about)
     _require_no_links(dest, [SETTINGS, REPORT, SPOOL])
     folder, is_dataset, listing = _listed(request, readable, dest.child(SPOOL))
     require_allowed(listing, [dest.child(SPOOL)], request.allowed_origins)
     field = readable.fields[listing.modalities[0]]
     if request.tile is not None:  # may be too small
-        Applied(generator, tile=request.tile).axes(field)
+        Applied(generator, tile=request.tile, class_number=class_number).axes(field)
     skipped = list(listing.skipped)
     outputs = _outputs(listing.entries, generator.sample_format.ending, skipped)
     if request.strict and skipped:
@@ -107,6 +108,7 @@ def prepare(request: Request) -> Plan:
     dest.publish(SETTINGS, json.dumps(about, indent=1).encode())
     shared = request.model_dump()
     shared |= {"source": folder, "checkpoint": run.checkpoint.name, "is_dataset": is_dataset}
+    shared |= {"class_number": class_number}
     return Plan(
         job=Job(**shared),
         tasks=_tasks(missing),
@@ -166,6 +168,13 @@ def _settings(request: Request, run: TrainedRun) -> dict[str, Any]:
     return {"run": Store(request.run).url, "checkpoint": run.checkpoint.name}
 
 
+def _class_number(run: TrainedRun, label: str) -> int | None:
+    if label or not run.num_classes:
+        return run.class_number(label, "--label") if label else None
+    hint = f"Name a class, 0 to {run.num_classes - 1}, such as --label 0"
+    raise ConfigError("--label", "is required: the generator is class-conditional", hint=hint)
+
+
 def _existing(dest: Store, about: dict[str, Any]) -> set[str]:
     """Return the files of an earlier start. Raises DataError if they are others."""
     content = dest.read_if_exists(SETTINGS)
@@ -184,6 +193,8 @@ def _existing(dest: Store, about: dict[str, Any]) -> set[str]:
         what = " of ".join(str(theirs[key]) for key in ("checkpoint", "run") if key in theirs)
         rule = f"holds outputs of another generator, {what or 'an unknown one'}"
         hint = "Choose another folder, or that checkpoint with --checkpoint"
+        if "class" in theirs and theirs == about | {"class": theirs["class"]}:
+            rule, hint = f"holds outputs of class {theirs['class']}", "Choose another folder"
         raise DataError("OUT", rule, value=dest.url, hint=hint)
     return found
 

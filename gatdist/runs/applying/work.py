@@ -57,6 +57,7 @@ class Request(BaseModel):
     tile: PositiveInt | None = None
     batch: PositiveInt = 1
     device: str = ""
+    label: str = ""  # number or name of a class
     strict: bool = False
     source_options: dict[str, Any] = {}
     dest_options: dict[str, Any] = {}
@@ -67,6 +68,7 @@ class Job(Request):
     """What all tasks share: a request whose source is the folder of the files, and more."""
 
     is_dataset: bool  # the source has a manifest
+    class_number: int | None  # of all outputs; None: unconditional
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ class Worker(BaseWorker[Record]):
     def _applied(self) -> Applied:
         job = self._job
         run = load_run(Store(job.run), device_named(job.device), job.checkpoint)
-        return Applied(Generator.of(run), tile=job.tile, batch=job.batch)
+        generator = Generator.of(run)
+        return Applied(generator, tile=job.tile, batch=job.batch, class_number=job.class_number)
 
     def do(self, task: Task, report: Report) -> Record:
         generator = self._applied.generator
@@ -170,10 +173,19 @@ class Applied:
         generator: On its device.
         tile: Largest side that is generated at once, in positions of the input; None chooses it.
         batch: Inputs, or tiles of one, at a time. Fewer are filled up.
+        class_number: Of all outputs, if the generator is class-conditional.
     """
 
-    def __init__(self, generator: Generator, *, tile: int | None = None, batch: int = 1) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        tile: int | None = None,
+        batch: int = 1,
+        class_number: int | None = None,
+    ) -> None:
         self.generator, self._tile, self._batch = generator, tile, batch
+        self._class_number = class_number
         self._axes: dict[str, tuple[Axis, ...] | None] = {}
         self._device = next(generator.parameters()).device
 
@@ -187,9 +199,8 @@ class Applied:
         """
         if field not in self._axes:
             double = copy.deepcopy(self.generator).cpu().double()
-            position = torch.zeros(1, dtype=torch.int64)
             found = measure(
-                lambda x: double.made({field: x}, position.expand(len(x))),
+                lambda x: self._made(double, {field: x}, torch.zeros(len(x), dtype=torch.int64)),
                 self.generator.shape_of(field),
             )
             shortest = max(axis.shortest for axis in found) if found else 0
@@ -259,7 +270,7 @@ class Applied:
         given = {field: values.to(self._device, dtype)}
         try:
             with buffers_kept(self.generator.network):
-                made = self.generator.made(given, keys.to(self._device)).cpu()
+                made = self._made(self.generator, given, keys.to(self._device)).cpu()
         except RuntimeError as error:  # out of memory too, for which the CPU has no class
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
                 rule = f"is {_size(values[0])}, too large for the memory"
@@ -274,10 +285,18 @@ class Applied:
             raise CodecError(self._refusal(field, values[0]))
         return made
 
+    def _made(self, generator: Generator, fields: dict[str, Tensor], keys: Tensor) -> Tensor:
+        labels = None if self._class_number is None else torch.full_like(keys, self._class_number)
+        return generator.made(fields, keys, labels=labels)
+
     def _refusal(self, field: str, value: Tensor) -> str:
         shape = self.generator.shape_of(field)
         like = next(self.generator.parameters()).detach()
-        found = periods_of(lambda x: self.generator.made({field: x}), shape, like)
+
+        def made(x: Tensor) -> Tensor:
+            return self._made(self.generator, {field: x}, torch.arange(len(x), device=x.device))
+
+        found = periods_of(made, shape, like)
         usual = " × ".join(f"{side:,}" for side in shape[1:])
         rule = f"is {_size(value)}, which the network does not accept: it takes {usual}"
         if found and any(found):
