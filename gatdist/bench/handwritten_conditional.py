@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, pad
 
-from gatdist.bench.handwritten import HandWritten, Rows, advance_spectral_norms
+from gatdist.bench.handwritten import (
+    HandWritten,
+    Rows,
+    advance_spectral_norms,
+    half_squared_gradient,
+)
 from gatdist.config import Config
 from gatdist.models.spectrograms import slaney_bands
 
@@ -22,7 +27,7 @@ class HandWrittenConditional(HandWritten):
     """Alternating descent with Adam and shared fakes, for the tasks and terms of the presets.
 
     Args:
-        config: The losses and the optimizers; neither penalties nor augmentation.
+        config: The losses, R1 in the discriminator's step, and the optimizers; no augmentation.
         fields: Of the samples of a step, on their device; clips have the length of a crop.
         networks: Generator and discriminator on the device.
         sample_rate: Of audio, in hertz.
@@ -75,10 +80,11 @@ class HandWrittenConditional(HandWritten):
             fakes: Tensor = self.generator(inputs, None, *noise)
         return fakes.to(rows.real.dtype)
 
-    def parts(self, fields: Mapping[str, Tensor]) -> Parts:
-        shown = fields[self.target]
-        if self.target == "target":
-            shown = torch.cat([fields["input"], shown], 1)
+    def shown(self, fields: Mapping[str, Tensor]) -> Tensor:
+        target = fields[self.target]
+        return torch.cat([fields["input"], target], 1) if self.target == "target" else target
+
+    def parts(self, shown: Tensor) -> Parts:
         with self.autocast():
             found: Parts = self.discriminator(shown, None)
         for part in found:
@@ -88,12 +94,16 @@ class HandWrittenConditional(HandWritten):
     # The two players
 
     def step_on_parts(self, real: Mapping[str, Tensor], fake: Mapping[str, Tensor]) -> None:
-        loss = sum(
-            self.d_loss(a[-1], b[-1]).mean()
-            for a, b in zip(self.parts(real), self.parts(fake), strict=True)
-        )
+        due = self.due(separate=False)
+        shown = self.shown(real).detach().requires_grad_("r1" in due)
+        theirs, mine = self.parts(shown), self.parts(self.shown(fake))
+        pairs = zip(theirs, mine, strict=True)
+        loss = torch.stack([self.d_loss(a[-1], b[-1]).mean() for a, b in pairs]).sum()
+        if "r1" in due:
+            scalars = torch.stack([part[-1].flatten(1).mean(1) for part in theirs]).sum(0)
+            loss = loss + due["r1"] * half_squared_gradient(shown, scalars).mean()
         self.d_optimizer.zero_grad()
-        torch.as_tensor(loss).backward()
+        loss.backward()
         self.d_optimizer.step()
         advance_spectral_norms(self.discriminator)
 
@@ -102,8 +112,8 @@ class HandWrittenConditional(HandWritten):
         theirs: Parts = []
         if "features" in self.config.game.terms:
             with torch.no_grad():
-                theirs = self.parts(real)
-        mine = self.parts(fake)
+                theirs = self.parts(self.shown(real))
+        mine = self.parts(self.shown(fake))
         loss = torch.stack([self.g_loss(b[-1], b[-1]).mean() for b in mine]).sum()
         for name, term in self.config.game.terms.items():
             weight = term.weight.at(self.samples_seen)
