@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gatdist.common.errors import StorageError
-from gatdist.config import redact_url
+from gatdist.config import REFERENCE, expand_env, redact_url
 from gatdist.storage import batches, failures, local
 from gatdist.storage.connection import Connection
 from gatdist.storage.local import TEMPORARY, OpenFiles, create, remove_all, replace, walk
@@ -301,12 +301,18 @@ class Store:
 
 def at_file(url: str) -> tuple[Store, str]:
     """Return folder and name of a file at an absolute path or URL. Raises StorageError."""
+    if REFERENCE.fullmatch(url):  # it has no folder until it is replaced
+        url = expand_env(url)
     protocol, mark, path = url.partition("://")
     if not mark:
         folder, _, name = url.rpartition("/")
         return Store(folder or "/"), name
+    query = ""
+    if protocol in ("http", "https"):  # a signature may hold a slash
+        path, sign, query = path.partition("?")
+        query = sign + query
     folder, slash, name = path.rpartition("/")
     if not slash:
         rule = "must name a file in a folder or bucket"
         raise StorageError(redact_url(url), rule, hint="Add a name: PROTOCOL://FOLDER/FILE")
-    return Store(f"{protocol}://{folder or '/'}"), name
+    return Store(f"{protocol}://{folder or '/'}"), name + query

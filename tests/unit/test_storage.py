@@ -339,9 +339,16 @@ def test_references_in_paths_are_replaced_before_they_are_made_absolute(
         ("memory://a/b", "memory://a", "b"),
         ("memory://a/b/c", "memory://a/b", "c"),
         ("file:///tmp/b", "file:///tmp", "b"),
+        ("https://host/a/b?sign=c/d", "https://host/a", "b?sign=c/d"),
+        ("${env:FILE}", "memory://a", "b"),
+        ("${env:FOLDER}/b", "${env:FOLDER}", "b"),
     ],
 )
-def test_folder_and_name_of_a_file(url: str, folder: str, name: str) -> None:
+def test_folder_and_name_of_a_file(
+    url: str, folder: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FILE", "memory://a/b")
+    monkeypatch.setenv("FOLDER", "memory://a")
     store, found = at_file(url)
     assert (store.url, found) == (folder, name)
 
