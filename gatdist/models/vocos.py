@@ -28,7 +28,7 @@ class Vocos(nn.Module):
 
     ConvNeXt blocks (Liu et al. 2022) predict the magnitude and phase of each frame's spectrum.
     ``width``: channels between blocks; ``hidden``: within them. ``window``: samples of a window,
-    a multiple of the hop; None: four hops.
+    two or more hops; None: four hops.
     """
 
     modalities = ("audio",)
@@ -50,8 +50,9 @@ class Vocos(nn.Module):
         bands, frames = require_input(input_shapes, 2, "spectrogram [bands, frames]", "vocos")
         self.hop = sample_shape[1] // frames
         self.window = window or 4 * self.hop
-        if self.window % self.hop or (self.window - self.hop) % 2:
-            rule = f"must be a multiple of the hop, {self.hop}, and even or odd like it"
+        hops, rest = divmod(self.window, self.hop)
+        if hops < 2 or rest or (self.window - self.hop) % 2:  # windows begin with a 0
+            rule = f"must be two or more hops of {self.hop}, and even or odd like the hop"
             raise ConfigError("model.generator.window", rule, value=window)
         self.begin = Conv1d(bands, width, _TAPS, padding=_TAPS // 2)
         self.norm = nn.LayerNorm(width, eps=1e-6)

@@ -22,18 +22,14 @@ def test_published_size():
     assert sum(p.numel() for p in parameters) == 13_531_650  # 13.5 M
 
 
-@pytest.mark.parametrize(("hop", "window"), [(16, 64), (16, 48), (15, 45), (16, 16)])
+@pytest.mark.parametrize(("hop", "window"), [(16, 64), (16, 48), (15, 45)])
 def test_windows_are_added_to_the_clip_whose_spectra_they_are(hop, window):
     """With spectra of frames that are centered alike, its inverse transform is exact."""
-    if window == hop:  # the window is 0 at its begin
-        torch.testing.assert_close(overlapped(hop, window).isnan().sum(), torch.tensor(FRAMES))
-        return
     clip = torch.randn(2, FRAMES * hop, dtype=torch.float64)
     torch.testing.assert_close(overlapped(hop, window, clip), clip)
 
 
-def overlapped(hop, window, clip=None):
-    clip = torch.ones(1, FRAMES * hop, dtype=torch.float64) if clip is None else clip
+def overlapped(hop, window, clip):
     network = built(hop=hop, window=window, width=4, hidden=4, blocks=1).double()
     hann = network.hann
     margin = (window - hop) // 2
@@ -64,7 +60,7 @@ def test_magnitudes_are_limited():
         assert network(torch.randn(1, 10, FRAMES)).isfinite().all()
 
 
-@pytest.mark.parametrize("window", [24, 40, 8])
+@pytest.mark.parametrize("window", [24, 40, 8, HOP])
 def test_windows_that_do_not_fit_are_refused(window):
     with refused(ConfigError, "model.generator.window"):
         built(window=window)
