@@ -40,7 +40,10 @@ def _status(argv: Sequence[str] | None) -> int:
         arguments.command(arguments)
     except GatdistError as error:
         if getattr(arguments, "debug", False):
-            traceback.print_exc()
+            from gatdist.config import redact_url
+
+            # Libraries name URLs in full.
+            print(redact_url(traceback.format_exc()), end="", file=sys.stderr, flush=True)
         if not error.reported:
             _complain(str(error))
         if isinstance(error, InterruptedRunError) and argv is None:
