@@ -32,6 +32,7 @@ from gatdist.storage import Store
 
 _SMALL_ANGLE = 1e-6
 _MEAN_SAMPLES = 4096
+_DIGITS = 20  # of a class's number; Python does not read thousands
 
 
 class Inputs(NamedTuple):
@@ -253,7 +254,8 @@ class TrainedRun:
             rule = "the run's generator is not class-conditional"
             raise ConfigError(key, rule, value=word, hint="Remove it")
         names = self.sample_format.spec.class_names or []
-        number = names.index(word) if word in names else int(word) if word.isdecimal() else -1
+        is_number = word.isdecimal() and len(word) < _DIGITS
+        number = names.index(word) if word in names else int(word) if is_number else -1
         if not 0 <= number < self.num_classes:
             known = f", or one of {', '.join(names[:10])}" if names else ""
             rule = f"must be a class: 0 to {self.num_classes - 1}{known}"

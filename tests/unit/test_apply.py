@@ -331,7 +331,7 @@ class TestClasses:
         assert gatdist.apply(run, source, tmp_path / "second", label=1)["found"] == 2
         with refused(DataError, "OUT"):
             gatdist.apply(run, source, tmp_path / "second", label="ant")
-        for label in ("", 2, "cow"):
+        for label in ("", 2, "cow", "9" * 5000):
             with refused(ConfigError, "--label"):
                 gatdist.apply(run, source, tmp_path / "third", label=label)
         file = gatdist.export(run, "torch", out=tmp_path / "g")
