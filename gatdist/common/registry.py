@@ -138,6 +138,8 @@ def described(error: BaseException) -> str:
     except Exception:  # of the user's class
         text = "its message is unreadable"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and lines[0].startswith(_TORCHSCRIPT):
+        lines = [lines[-1].removeprefix("RuntimeError: ")]
     message = type(error).__name__
     if lines:
         message += f": {''.join(c if c.isprintable() else ' ' for c in lines[0][:500].rstrip('.'))}"
@@ -181,6 +183,8 @@ def _is_users(filename: str, packages: Collection[str]) -> bool:
 
 
 _FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+# Begins messages in which the stack of a TorchScript program precedes the reason.
+_TORCHSCRIPT = "The following operation failed in the TorchScript interpreter"
 _STANDARD = [sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")]
 _INSTALLED = re.compile(r"[\\/](?:site|dist)-packages[\\/](\w+)")
 # Frames that say little.

@@ -37,7 +37,7 @@ class _FromFile(Extractor):
         if dataset.modality != "image":
             rule, hint = "needs images, and the data set has none", "Choose other evaluate.features"
             raise DataError("evaluate.features", rule, value=config.features, hint=hint)
-        self._digest = config.features_sha256 or self.default_sha256
+        self._digest = config.features_sha256.lower() or self.default_sha256
         content = read_verified(
             config.features_file,
             self._digest,

@@ -9,10 +9,10 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from gatdist.common.errors import ConfigError, PluginError
@@ -198,7 +198,7 @@ class Perceptual(_OfField):
         field: Images that are compared; None: the target.
         pixel_range: What the network expects for black and white.
         distance: Absolute (``l1``) or squared (``l2``).
-        map_weights: Factors of the maps; None: 1 each.
+        map_weights: Factors of the maps, none below 0; None: 1 each.
         arguments: Keyword arguments of the network's ``forward`` besides the images.
 
     Raises:
@@ -213,15 +213,17 @@ class Perceptual(_OfField):
         file: str,
         sha256: str,
         field: str | None = None,
-        pixel_range: list[float] = [0.0, 1.0],  # noqa: B006
+        pixel_range: list[FiniteFloat] = [0.0, 1.0],  # noqa: B006
         distance: Literal["l1", "l2"] = "l1",
-        map_weights: list[float] | None = None,
+        map_weights: list[Annotated[FiniteFloat, Field(ge=0)]] | None = None,
         arguments: dict[str, Any] = {},  # noqa: B006
     ) -> None:
         super().__init__(target=target, subject=subject, field=field)
         if len(pixel_range) != 2 or pixel_range[0] == pixel_range[1]:
             rule = "must be the two values for black and white"
             raise ConfigError(f"{subject}.pixel_range", rule, value=pixel_range)
+        if map_weights and not any(map_weights):
+            raise ConfigError(f"{subject}.map_weights", "must not all be 0", value=map_weights)
         self._black, self._white = pixel_range
         self._power, self._weights = {"l1": 1, "l2": 2}[distance], map_weights
         self._file, self._arguments = redact_url(file), arguments
@@ -230,11 +232,12 @@ class Perceptual(_OfField):
         try:
             self._network = FrozenNetwork(content)
         except RuntimeError as error:
-            rule = f"is no TorchScript ({str(error).strip().splitlines()[0]})"
+            rule = f"is no network in TorchScript ({str(error).strip().splitlines()[0]})"
             raise self._refused(rule) from None
         for name in arguments:
             if name not in self._network.parameters:
-                rule = f"no argument of the network: {', '.join(self._network.parameters)}"
+                known = ", ".join(self._network.parameters) or "none"
+                rule = f"no argument of the network besides the images: {known}"
                 raise ConfigError(f"{subject}.arguments", rule, value=name)
 
     def difference(self, fake: Tensor, real: Tensor) -> Tensor:
@@ -246,7 +249,7 @@ class Perceptual(_OfField):
             rule = f"must have one value per map of the network, {len(mine)}"
             raise ConfigError(f"{self.subject}.map_weights", rule, value=weights)
         values = [
-            weight * (a - b).abs().pow(self._power).flatten(1).mean(1)
+            weight * (a - b).abs().pow(self._power)[:, None].flatten(1).mean(1)
             for weight, a, b in zip(weights, mine, theirs, strict=True)
         ]
         return torch.stack(values).sum(0)
@@ -261,9 +264,11 @@ class Perceptual(_OfField):
         maps = [found] if isinstance(found, Tensor) else found
         is_list = isinstance(maps, list | tuple) and len(maps) > 0
         if not is_list or not all(
-            isinstance(m, Tensor) and m.shape[:1] == images.shape[:1] for m in maps
+            isinstance(m, Tensor) and m.is_floating_point() and m.shape[:1] == images.shape[:1]
+            for m in maps
         ):
-            raise self._refused("must return a tensor or a list of tensors with a row per sample")
+            rule = "must return a floating-point tensor, or a list of them, with a row per sample"
+            raise self._refused(rule)
         return maps
 
     def _refused(self, rule: str) -> ConfigError:

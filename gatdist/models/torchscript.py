@@ -40,7 +40,7 @@ def read_verified(url: str, sha256: str, *, file_key: str, sha256_key: str) -> b
     store, name = at_file(absolute(url))
     content = store.read(name)
     found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
+    if found != sha256.lower():
         rule = f"{redact_url(url)} has another digest: {found}"
         hint = "Download the file again, or correct the digest if you trust the file"
         raise ConfigError(sha256_key, rule, value=sha256, hint=hint)
@@ -57,17 +57,20 @@ class FrozenNetwork:
         content: Of the file.
 
     Raises:
-        RuntimeError: It is no TorchScript.
+        RuntimeError: It is no TorchScript, or its module has no ``forward`` of images.
 
     Attributes:
-        parameters: Names of the arguments of its ``forward``.
+        parameters: Names of the arguments of its ``forward`` besides the images.
     """
 
     def __init__(self, content: bytes) -> None:
         self._content = content
         self._modules: dict[tuple[torch.device, torch.dtype | None], Any] = {}
-        forward = self._on(torch.device("cpu"), None).forward
-        self.parameters = tuple(argument.name for argument in forward.schema.arguments)
+        forward = getattr(self._on(torch.device("cpu"), None), "forward", None)
+        names = [] if forward is None else [each.name for each in forward.schema.arguments]
+        if len(names) < 2:
+            raise RuntimeError("its module has no forward of images")
+        self.parameters = tuple(names[2:])  # after self and the images
 
     def _on(self, device: torch.device, dtype: torch.dtype | None) -> Any:
         if (device, dtype) not in self._modules:

@@ -1,7 +1,10 @@
 """The perceptual term: features of a frozen network from a file."""
 
 import hashlib
+import math
 import warnings
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import torch
@@ -9,9 +12,11 @@ from torch import nn
 
 import gatdist
 from conditional_games import SMALL, TRANSLATION
-from conditional_runs import train_translation
+from conditional_runs import RUN, train_translation, write_pairs
+from conditional_runs import TRANSLATION as SMALL_TRANSLATION
 from gatdist.api import _anchored
 from gatdist.bench.step_costs import step_costs
+from gatdist.cli import main
 from gatdist.common.errors import ConfigError, PluginError
 from gatdist.config import load_config
 from gatdist.game.scores import Scores
@@ -49,6 +54,32 @@ class Drawing(nn.Module):
 class Scalar(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.mean()
+
+
+class Integers(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.long()
+
+
+class Means(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((1, 2, 3))
+
+
+class Nothing(nn.Module):
+    def forward(self) -> int:
+        return 1
+
+
+class NoForward(nn.Module):
+    @torch.jit.export
+    def other(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+class Pools(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.max_pool2d(images, 64)
 
 
 def saved(network, file):
@@ -112,6 +143,18 @@ def test_network_of_one_map_needs_no_list(tmp_path):
     torch.testing.assert_close(term(context(real, fake)), expected.detach())
 
 
+def test_map_may_be_one_number_per_sample(tmp_path):
+    term = term_of(saved(Means(), tmp_path / "means.pt"))
+    real, fake = torch.rand(2, 3, 3, SIDE, SIDE) * 2 - 1
+    expected = (fake.mean((1, 2, 3)) - real.mean((1, 2, 3))).abs() / 2
+    torch.testing.assert_close(term(context(real, fake)), expected)
+
+
+def test_digits_of_the_digest_may_be_capitals(network):
+    options = saved(*network)
+    term_of({**options, "sha256": options["sha256"].upper()})
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -120,8 +163,14 @@ def test_network_of_one_map_needs_no_list(tmp_path):
         ({"file": ""}, "game.terms.perceptual.file"),
         ({"pixel_range": [1.0]}, "game.terms.perceptual.pixel_range"),
         ({"pixel_range": [1.0, 1.0]}, "game.terms.perceptual.pixel_range"),
+        ({"pixel_range": [0.0, math.inf]}, "game.terms.perceptual.pixel_range.1"),
+        ({"map_weights": [0.0, 0.0]}, "game.terms.perceptual.map_weights"),
+        ({"map_weights": [1.0, -1.0]}, "game.terms.perceptual.map_weights.1"),
+        ({"map_weights": [math.nan, 1.0]}, "game.terms.perceptual.map_weights.0"),
         ({"distance": "lpips"}, "game.terms.perceptual.distance"),
         ({"arguments": {"resize": 1}}, "game.terms.perceptual.arguments"),
+        ({"arguments": {"images": 1}}, "game.terms.perceptual.arguments"),
+        ({"arguments": {"self": 1}}, "game.terms.perceptual.arguments"),
         ({"weights": [1.0]}, "game.terms.perceptual.weights"),
     ],
 )
@@ -136,6 +185,19 @@ def test_file_that_is_no_torchscript_is_refused(tmp_path):
     digest = hashlib.sha256(b"no network").hexdigest()
     with refused(ConfigError, "game.terms.perceptual.file"):
         term_of({"file": str(file), "sha256": digest})
+
+
+@pytest.mark.parametrize("other", [Nothing(), NoForward()])
+def test_network_must_take_images(other, tmp_path):
+    with refused(ConfigError, "game.terms.perceptual.file"):
+        term_of(saved(other, tmp_path / "x.pt"))
+
+
+def test_reason_of_a_failure_in_the_network_is_told(tmp_path):
+    options = {"weight": 1.0, **saved(Pools(), tmp_path / "x.pt")}
+    with refused(PluginError, "game.terms.perceptual") as caught:
+        train_translation(tmp_path / "run", f"game.terms.perceptual={toml(options)}")
+    assert "Output size is too small" in str(caught.value)
 
 
 def test_code_does_not_run_before_its_digest_is_checked(network, monkeypatch):
@@ -164,6 +226,7 @@ def test_fields_that_do_not_fit_are_refused(shape, options, field, network):
     ("network", "error", "field"),
     [
         (Scalar(), ConfigError, "game.terms.perceptual.file"),
+        (Integers(), ConfigError, "game.terms.perceptual.file"),
         (Mixing(), PluginError, "game.terms.perceptual"),
         (Drawing(), PluginError, "game.terms.perceptual"),
     ],
@@ -193,6 +256,24 @@ def test_passwords_in_its_url_are_not_recorded():
     config = configured(options)
     assert "secret" not in str(config.redacted())
     assert "hidden" not in str(config.redacted())
+
+
+def test_passwords_in_its_url_are_not_in_tracebacks(tmp_path, capsys):
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://me:secret@127.0.0.1:{server.server_port}/none.pt?token=hidden"
+        write_pairs(tmp_path / "data")
+        options = {"weight": 1.0, "file": url, "sha256": "0" * 64}
+        sets = [*RUN, *SMALL_TRANSLATION, f"data.url='{tmp_path}/data'"]
+        sets.append(f"game.terms.perceptual={toml(options)}")
+        command = ["train", "digits", f"--run-dir={tmp_path}/run", "--local", "--debug"]
+        status = main([*command, *(f"--set={each}" for each in sets)])
+        server.shutdown()
+    assert status != 0
+    _, _, found = capsys.readouterr().err.partition("Traceback")  # after the server's own lines
+    assert "FileNotFoundError: http://me:***@" in found
+    assert "secret" not in found
+    assert "hidden" not in found
 
 
 def test_relative_file_is_that_of_the_command(tmp_path, monkeypatch):
