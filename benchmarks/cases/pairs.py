@@ -72,7 +72,7 @@ def main() -> None:
     if isinstance(run.task, Vocoder):
         methods["griffin_lim"] = partial(griffin_lim, run.task.mel)
     else:
-        methods["nearest"] = partial(nearest, fields_of(training))
+        methods["nearest"] = partial(nearest, run, prepared(run, fields_of(training)))
     extractor = torch.jit.load(given.features).eval() if given.features else None
     found: dict[str, Any] = {}
     for set_name, fields in sets.items():
@@ -121,9 +121,9 @@ def generated(run: Generator, fields: Fields) -> Tensor:
     return torch.cat(parts)
 
 
-def nearest(training: Fields, fields: Fields) -> Tensor:
+def nearest(run: Generator, training: Fields, fields: Fields) -> Tensor:
     """Return the targets of the training pairs with the nearest inputs."""
-    known, asked = (x["input"].flatten(1) for x in (training, fields))
+    known, asked = (x["input"].flatten(1) for x in (training, prepared(run, fields)))
     return training["target"][torch.cdist(asked, known).argmin(1)]
 
 
