@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,16 @@ from gatdist.common.errors import ConfigError, PluginError
 from gatdist.common.registry import call_with_options, user_code
 from gatdist.config import Config
 from gatdist.game.task_contract import examine_task
-from gatdist.game.tasks import Draws, Record, Shape, Task, is_built_in, shapes_of_data, tasks
+from gatdist.game.tasks import (
+    Draws,
+    Record,
+    Shape,
+    Task,
+    is_built_in,
+    shapes_of_data,
+    taken_by,
+    tasks,
+)
 from gatdist.models import build_networks
 
 
@@ -104,8 +112,7 @@ def build_task(config: Config, sample_shape: Shape, metadata: Mapping[str, Any])
     kind: Any = tasks[name]
     if not isinstance(kind, type) or not issubclass(kind, Task):
         raise PluginError("game.task", "must be a subclass of gatdist.Task", value=name)
-    known = inspect.signature(kind).parameters
-    given = {key: value for key, value in metadata.items() if key in known}
+    given = taken_by(kind, metadata, config.game.task.options, "game.task")
     with user_code("game.task", "fails in its constructor", value=name):
         task: Task = call_with_options(kind, config.game.task.options, "game.task", **given)
     if not is_built_in(task):

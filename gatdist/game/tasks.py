@@ -5,6 +5,7 @@ A sample is a record of named fields, each a tensor whose first axis is the samp
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -124,6 +125,22 @@ def shapes_of_data(
 ) -> dict[str, Shape]:
     """Return the shapes of the data's fields by name, that of the generated one first."""
     return {task.target: sample_shape, **metadata.get("fields", {})}
+
+
+def taken_by(
+    kind: type[Any], available: Mapping[str, Any], options: Mapping[str, Any], subject: str
+) -> dict[str, Any]:
+    """Return what the constructor of a task or term takes of what is available.
+
+    Raises ConfigError if it takes a sample rate and there is none.
+    """
+    known = inspect.signature(kind).parameters
+    rate = known.get("sample_rate")
+    is_needed = rate is not None and rate.default is rate.empty
+    if is_needed and "sample_rate" not in {*available, *options}:
+        hint = "Choose another one, or data of audio"
+        raise ConfigError(subject, "needs audio, and the data set has none", hint=hint)
+    return {name: value for name, value in available.items() if name in known}
 
 
 tasks: Registry[type[Task]] = Registry("game.task")

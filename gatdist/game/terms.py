@@ -5,7 +5,6 @@ Legend: n samples; fields [n, …].
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from gatdist.common.errors import ConfigError, PluginError
 from gatdist.common.registry import Registry, call_with_options, user_code
 from gatdist.config import Config, Schedule, TermConfig, redact_url
 from gatdist.game.scores import Scores
-from gatdist.game.tasks import Fields
+from gatdist.game.tasks import Fields, taken_by
 from gatdist.models.spectrograms import LogMelSpectrogram
 from gatdist.models.torchscript import FrozenNetwork, read_verified
 
@@ -295,8 +294,8 @@ def build_terms(
         kind: Any = terms[requested.term or name]
         if not isinstance(kind, type) or not issubclass(kind, Term):
             raise PluginError(subject, "must be a subclass of gatdist.Term")
-        given = {"target": target, "subject": subject, **metadata}
-        taken = {k: v for k, v in given.items() if k in inspect.signature(kind).parameters}
+        available = {"target": target, "subject": subject, **metadata}
+        taken = taken_by(kind, available, requested.options, subject)
         with user_code(subject, "fails in its constructor", value=requested.term or name):
             term = call_with_options(kind, requested.options, subject, **taken)
         _require_to_count(config, subject, requested)

@@ -182,6 +182,11 @@ def test_a_message_names_only_some_of_many_fields():
 
 
 TASKS = {
+    "task of audio": (["images", 'game.task={name="vocoder"}'], "game.task"),
+    "term of audio": (
+        ["pairs", *TRANSLATION, "game.terms={log_mel={weight=1.0}}"],
+        "game.terms.log_mel",
+    ),
     "odd window": (["clips", *VOCODER, "game.task.window=65"], "game.task.window"),
     "short window": (["clips", *VOCODER, "game.task.window=8"], "game.task.window"),
     "above half the rate": (["clips", *VOCODER, "game.task.highest=4001.0"], "game.task.highest"),
