@@ -19,7 +19,7 @@ from benchmarks.records import Record
 
 NAMES = (
     *("games", "ring", "modes", "batch_norm", "overlap", "using", "startup", "cores"),
-    *("recovery", "soak", "simulation", "fuzz", "data", "storage", "conditional"),
+    *("recovery", "soak", "simulation", "fuzz", "data", "clips", "storage", "conditional"),
 )
 PRESETS = ("digits", "digits-conditional", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2")
 # Settings and goals that an hour of glyphs can distinguish.
