@@ -193,7 +193,7 @@ def test_network_must_take_images(other, tmp_path):
         term_of(saved(other, tmp_path / "x.pt"))
 
 
-def test_reason_of_a_failure_in_the_network_is_told(tmp_path):
+def test_reason_of_a_failure_in_the_network_is_shown(tmp_path):
     options = {"weight": 1.0, **saved(Pools(), tmp_path / "x.pt")}
     with refused(PluginError, "game.terms.perceptual") as caught:
         train_translation(tmp_path / "run", f"game.terms.perceptual={toml(options)}")
