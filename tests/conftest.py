@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +35,6 @@ hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TEMPORARY = Path(tempfile.gettempdir()).resolve()
 
 # Prefixes of the names of threads that a library keeps until the process exits.
 LASTING_THREADS = ("fsspecIO", "asyncio_", "pytest_timeout", "ray_", "PythonGCThread")
@@ -116,8 +114,9 @@ def no_leaked_process_group() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def forgotten_user_code() -> Iterator[None]:
+def forgotten_user_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Remove what a test registered, and the modules that it imported from temporary folders."""
+    temporary = tmp_path_factory.getbasetemp().resolve()
     names = {id(registry): set(registry.names()) for registry in _registries()}
     modules = set(sys.modules)
     yield
@@ -129,7 +128,7 @@ def forgotten_user_code() -> Iterator[None]:
                 del registry._entries[name]
     for name in set(sys.modules) - modules:
         file = getattr(sys.modules[name], "__file__", None) or ""
-        if TEMPORARY in Path(file).parents:
+        if temporary in Path(file).parents:
             del sys.modules[name]
 
 
