@@ -17,8 +17,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from gatdist.common.errors import ConfigError
 from gatdist.config import redact_url
-from gatdist.storage.store import at_file
-from gatdist.storage.urls import absolute
 
 
 def read_verified(url: str, sha256: str, *, file_key: str, sha256_key: str) -> bytes:
@@ -34,6 +32,10 @@ def read_verified(url: str, sha256: str, *, file_key: str, sha256_key: str) -> b
         ConfigError: The file or the digest is not given, or the digest is another one.
         StorageError: The file can't be read.
     """
+    # A machine that only benchmarks steps has no fsspec.
+    from gatdist.storage.store import at_file
+    from gatdist.storage.urls import absolute
+
     for key, value in ((file_key, url), (sha256_key, sha256)):
         if not value:
             raise ConfigError(key, "is required", hint="Give the file and its SHA-256")
