@@ -371,15 +371,13 @@ class Game:
             return total, observations
         observations["loss/adversarial"] = total.detach()
         weight = batch.scheduled.get("adversarial", self.adversarial_weight.at(samples_seen))
-        total = weight * total
-        of_terms = torch.zeros_like(total)
+        adversarial = total = weight * total
         for weighted in self.terms:
             value = weighted.term(context)
             observations[f"term/{weighted.name}"] = value.detach()
             weight = batch.scheduled.get(f"term/{weighted.name}", weighted.weight_at(samples_seen))
             total = total + weight * value
-            of_terms = of_terms + weight * value.detach()
-        observations["loss/terms"] = of_terms
+        observations["loss/terms"] = (total - adversarial).detach()
         return total, observations
 
     def context(
