@@ -23,7 +23,8 @@ RUN = [
     *("evaluate.metrics=[]", "evaluate.every_samples=0", "game.penalties={}"),
 ]
 VOCODER = [
-    f'game.task={{name="vocoder", crop=128, hop={HOP}, window=64, bands=12, highest=3000.0}}',
+    f'game.task={{name="vocoder", crop=128, hop={HOP}, window=64, bands=12, highest=3000.0,'
+    " gain=[-9.0, 3.0]}",
     'model.generator={name="hifigan", version="v3", upsampling=[4, 4], width=8}',
     'model.discriminator={name="hifigan", periods=[2, 3], scales=0, period_width=2}',
     f"game.terms={{log_mel={{weight=45.0, hop={HOP}, window=64, bands=12}}}}",

@@ -8,10 +8,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from gatdist.common.errors import ConfigError, MissingFieldError
@@ -21,6 +21,7 @@ from gatdist.parallel import draws
 
 Fields = Mapping[str, Tensor]
 Shape = tuple[int, ...]
+Decibels = Annotated[float, Field(ge=-60, le=60)]
 _IMAGES = 4  # axes
 _SHOWN = 10  # names of fields in a message
 
@@ -201,8 +202,10 @@ class Translation(Task):
 class Vocoder(Task):
     """Log-mel spectrogram ``mel`` → audio ``wave``, from audio alone (Kong et al. 2020).
 
-    ``crop`` samples at a random place of each clip are shown, a multiple of ``hop``. The others are
-    options of :class:`~gatdist.models.spectrograms.LogMelSpectrogram`; ``highest`` in hertz.
+    In training, ``crop`` samples at a random place of each clip are shown, a multiple of ``hop``,
+    amplified by a random level in ``gain``, lowest and highest in decibels, so that the generator
+    learns recordings of other levels (Siuzdak 2023 trains with peaks of −6 to −1 dB). The others
+    are options of :class:`~gatdist.models.spectrograms.LogMelSpectrogram`; ``highest`` in hertz.
     """
 
     target = "wave"
@@ -216,7 +219,11 @@ class Vocoder(Task):
         window: PositiveInt = 1024,
         hop: PositiveInt = 256,
         highest: PositiveFloat | None = None,
+        gain: Annotated[list[Decibels], Field(min_length=2, max_length=2)] | None = None,
     ) -> None:
+        if gain and gain[0] > gain[1]:
+            rule = "must be the lowest and the highest gain, in this order"
+            raise ConfigError("game.task.gain", rule, value=gain)
         if crop % hop:
             hint = f"Use {max(1, round(crop / hop)) * hop}"
             raise ConfigError(
@@ -225,7 +232,7 @@ class Vocoder(Task):
         if (window - hop) % 2:  # the spectrogram would lack a frame
             rule = f"must be even or odd like the hop, {hop}"
             raise ConfigError("game.task.window", rule, value=window)
-        self.crop = crop
+        self.crop, self.gain = crop, gain
         self.mel = LogMelSpectrogram(
             sample_rate, bands=bands, window=window, hop=hop, highest=highest
         )
@@ -238,6 +245,10 @@ class Vocoder(Task):
         wave = fields["wave"]
         if drawn.is_training:
             (wave,) = cropped([wave], (self.crop,), drawn, "game.task.crop")
+            if self.gain:
+                low, high = self.gain
+                decibels = low + (high - low) * drawn.uniform("gain")
+                wave = wave * (10 ** (decibels / 20)).to(wave.dtype)[:, None, None]
         else:
             wave = wave[:, :, : wave.shape[2] // self.mel.hop * self.mel.hop]
         return {"wave": wave, "mel": self.mel(wave)}

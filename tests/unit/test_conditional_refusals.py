@@ -195,6 +195,15 @@ TASKS = {
         ["clips", *VOCODER, "game.terms.log_mel.bands=37"],
         "game.terms.log_mel.bands",
     ),
+    "gain of one number": (["clips", *VOCODER, "game.task.gain=[3.0]"], "game.task.gain"),
+    "gain in the wrong order": (
+        ["clips", *VOCODER, "game.task.gain=[3.0, -9.0]"],
+        "game.task.gain",
+    ),
+    "gain that is infinite": (
+        ["clips", *VOCODER, "game.task.gain=[-inf, 0.0]"],
+        "game.task.gain.0",
+    ),
     "window beyond the crop": (["clips", *VOCODER, "game.task.window=4096"], "game.task"),
     "stereo": (["stereo", *VOCODER], "game.task"),
     "another size": (

@@ -7,6 +7,7 @@ from torch import nn
 from gatdist import Task, Term, register_generator, register_task, register_term
 from gatdist.common.errors import ConfigError, PluginError
 from gatdist.config import load_config
+from gatdist.game.tasks import Draws, Vocoder
 from gatdist.training.plan import check
 from support import refused
 
@@ -223,3 +224,16 @@ def test_a_weight_that_rises_and_falls_counts(tmp_path):
     with_task()
     weight = "weight={start=1.0, end=0.0, samples=0, delay=100, warmup=50}"
     assert checked(tmp_path, f"game.terms.l1={{{weight}}}").warnings == ()
+
+
+def test_gain_is_uniform_in_decibels_and_for_training_only():
+    wave = torch.ones(4000, 1, 64)
+    task = Vocoder(sample_rate=8000, crop=32, bands=4, window=32, hop=16, gain=[-9, 3])
+    positions = torch.arange(4000)
+    crops = task.prepare({"wave": wave}, Draws(0, "", positions))["wave"]
+    decibels = 20 * crops[:, 0].log10()
+    assert torch.equal(decibels[:, 0], decibels[:, 31])
+    levels = decibels[:, 0].sort().values
+    torch.testing.assert_close(levels, torch.linspace(-9, 3, 4000), rtol=0, atol=0.4)
+    shown = task.prepare({"wave": wave}, Draws(0, "", positions, is_training=False))["wave"]
+    assert torch.equal(shown, wave)
