@@ -8,6 +8,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from gatdist.parallel.tree import bit_reversed, leaves_of
+
 HERE = Path(__file__).parent
 FOLDER = HERE / "figures"
 DIGITS = HERE.parent / "benchmarks" / "results" / "2026-11-23_digits"
@@ -39,7 +41,7 @@ def digits() -> Image.Image:
 
 
 def canonical(path: Path) -> None:
-    """The same batch and the same sums on one, two and four workers."""
+    """The same batch and the same sums on one, two and three workers."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -47,7 +49,7 @@ def canonical(path: Path) -> None:
 
     with pyplot.rc_context({"svg.hashsalt": "gatdist", "font.size": 9}):
         figure, panels = pyplot.subplots(1, 3, figsize=(11, 3.5))
-        for panel, workers in zip(panels, (1, 2, 4), strict=True):
+        for panel, workers in zip(panels, (1, 2, 3), strict=True):
             _panel(panel, workers)
         figure.tight_layout(w_pad=2)
         figure.savefig(path, metadata={"Date": None})
@@ -58,13 +60,12 @@ def _panel(panel: Any, workers: int) -> None:
     """One number of workers: the batch, the virtual workers, and the tree of sums.
 
     Levels, bottom up: samples (y = 0), gradients of the virtual workers (1), the tree (2 and 3).
-    A worker holds the virtual workers of the same number modulo ``workers``.
+    A worker holds neighbouring virtual workers in the order of the tree.
     """
-    order = sorted(range(VIRTUAL_WORKERS), key=lambda v: (v % workers, v))
-    x = {v: 2.0 * place + 0.5 for place, v in enumerate(order)}
-    share = VIRTUAL_WORKERS // workers
+    x = {v: 2.0 * place + 0.5 for place, v in enumerate(bit_reversed(VIRTUAL_WORKERS))}
     for worker in range(workers):
-        left = 2 * share * worker - 0.42
+        leaves = leaves_of(worker, workers, VIRTUAL_WORKERS)
+        share, left = len(leaves), 2 * leaves.start - 0.42
         panel.add_patch(_box(left, -0.4, 2 * share - 0.16, 1.82, "#f0f0f0"))
         panel.text(left + share - 0.08, -0.62, f"worker {worker}", ha="center", va="top")
     for position in range(BATCH):

@@ -79,7 +79,7 @@ def _train(
 ) -> dict[str, Any]:
     from gatdist.cluster import torchrun
     from gatdist.runs import remember
-    from gatdist.training.plan import check
+    from gatdist.training.plan import Checked, check
     from gatdist.training.profiling import require_ahead
 
     url, config = absolute(run_dir), _anchored(config)
@@ -89,13 +89,15 @@ def _train(
         hint = "Omit --workers, or --local" if launch is None else "Omit it"
         raise ClusterError("--local", "runs one process", value=True, hint=hint)
 
-    def checked(config: Config) -> Sequence[str]:
+    def checked(config: Config) -> Checked:
         require_ahead(config, url)
-        return check(config, url, default_device() if local else None).warnings
+        return check(config, url, default_device() if local else None)
 
     if launch is not None and not local:
-        return torchrun.train(config, url, launch, checked, console, interrupts)
-    for message in checked(config):  # here, since Ray takes a while to start
+        warnings = lambda config: checked(config).warnings  # noqa: E731
+        return torchrun.train(config, url, launch, warnings, console, interrupts)
+    found = checked(config)  # here, since Ray takes a while to start
+    for message in found.warnings:
         if console:
             console.event("warning", {"message": message})
     if local:
@@ -108,7 +110,7 @@ def _train(
         return run_in_process(config, url, comm, console, interrupts, threads=threads)
     from gatdist.cluster.launch import fit
 
-    return fit(config, url, console, interrupts)
+    return fit(config, found.sizes, url, console, interrupts)
 
 
 def sample(

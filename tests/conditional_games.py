@@ -9,6 +9,7 @@ from gatdist.parallel.batch import Batch
 from gatdist.training.graphs import StepGraphs
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
+from support import own_samples
 
 BATCH, STEPS = 12, 3
 SMALL = [
@@ -51,9 +52,9 @@ def batch_of(config, step):
         return torch.randn(BATCH, *shape, generator=generator, dtype=dtype)
 
     if config.game.task.name == "vocoder":
-        return Batch(normal(1, LENGTH) / 4, None, positions, step)
+        return Batch(normal(1, LENGTH) / 4, None, positions, step, BATCH)
     inputs = {"input": normal(1, SIDE, SIDE)}
-    return Batch(normal(2, SIDE, SIDE), None, positions, step, inputs=inputs)
+    return Batch(normal(2, SIDE, SIDE), None, positions, step, BATCH, inputs=inputs)
 
 
 def state_of(comm, config, recorder=None):
@@ -71,6 +72,6 @@ def train(comm, config, steps=STEPS, recorder=None):
     rule = state.rule(config)
     statistics = Statistics(comm.device)
     for step in range(steps):
-        batch = batch_of(config, step).every(comm.world_size, comm.rank)
+        batch = batch_of(config, step)._at(own_samples(config, comm))
         train_step(state, rule, batch, config, statistics, PhaseTimer(comm.device), play)
     return {name: t.clone() for name, t in state.tensors().items()}

@@ -21,8 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gatdist.common.errors import GatdistError
+from gatdist.config import Config
+from gatdist.data.order import WorkerShare
+from gatdist.parallel.communicator import Communicator
 
 # Only a hang takes this long, even on a slow, busy machine. A test of how soon something
 # happens compares it with the alternative, or counts.
@@ -42,6 +46,12 @@ def refused(kind: type[GatdistError], subject: str = "") -> Iterator[pytest.Exce
     found = getattr(caught.value, "subject", "")
     is_about = f" {found}".endswith((f" {subject}", f"/{subject}"))
     assert is_about or not subject, str(caught.value)
+
+
+def own_samples(config: Config, comm: Communicator) -> torch.Tensor:
+    """Return the places of a worker's samples among all those of a step, int64 [n]."""
+    share = WorkerShare.from_config(config, comm.rank, comm.world_size)
+    return torch.from_numpy(share.positions(0, share.local_batch))
 
 
 PRELOADED = ["pytest", "hypothesis", "torch.distributed", "gatdist.training.loop"]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gatdist.bench.rounds import Seconds, timed
 from gatdist.common.errors import ConfigError, nearest
 from gatdist.config import Config, parse_config
+from gatdist.data.order import WorkerShare
 from gatdist.models import DTYPES
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
@@ -209,8 +210,9 @@ class GatdistCase(Case):
         self.generator = self.state.players["generator"].bare
         self.discriminator = self.state.players["discriminator"].bare
         self.real, self.inputs = real.to(device), inputs
-        total = len(real) * comm.world_size
-        self.positions = torch.arange(comm.rank, total, comm.world_size, device=device)
+        share = WorkerShare.from_config(config, comm.rank, comm.world_size)
+        self.places = torch.from_numpy(share.positions(0, share.local_batch))
+        self.positions = self.places.to(device)
         self.statistics, self.timer = Statistics(device), PhaseTimer(device)
 
     def at(self, step: int) -> None:
@@ -221,7 +223,15 @@ class GatdistCase(Case):
         seen = self.state.samples_seen
         step = seen // self.config.step_samples
         positions = self.positions + seen
-        batch = Batch(self.real, self.labels, positions, step, inputs=self.inputs)
+        batch = Batch(
+            self.real,
+            self.labels,
+            positions,
+            step,
+            self.config.step_samples,
+            host_positions=self.places,
+            inputs=self.inputs,
+        )
         train_step(
             self.state, self.rule, batch, self.config, self.statistics, self.timer, self.graphs
         )

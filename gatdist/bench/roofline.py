@@ -19,6 +19,7 @@ from gatdist.common.registry import user_code
 from gatdist.common.seeding import generators_kept
 from gatdist.config import Config
 from gatdist.data.dataset import open_dataset
+from gatdist.data.order import WorkerShare
 from gatdist.monitor.numbers import aligned
 
 # Assumed time in which the host launches one kernel.
@@ -119,7 +120,7 @@ def estimate(config: Config) -> dict[str, Any]:
     shares = {name: share for name, (_, share) in steps.items()}
     operators = sum(shares[name] * found.operators for name, found in costs.items())
     return {
-        "batch": config.run.global_batch // workers,
+        "batch": len(WorkerShare.from_config(config, 0, workers).places),
         "steps": [
             {
                 "penalties": name.split(", ") if name else [],
@@ -133,19 +134,23 @@ def estimate(config: Config) -> dict[str, Any]:
         ],
         "launch_s": operators * LAUNCH_S,
         "gpus": [
-            _on(gpu, costs, shares, config.step_samples // workers, config.precision.tf32)
+            _on(gpu, costs, shares, config.step_samples / workers, config.precision.tf32)
             for gpu in GPUS
         ],
     }
 
 
 def _on_one_worker(config: Config, workers: int) -> Config:
-    """Return the run of one of its workers alone, with its share of the batch."""
-    shares = {"global_batch": config.run.global_batch // workers}
+    """Return the run of the worker with the most samples alone, with its share of the batch."""
+    shares = {}
     if config.run.reduction == "canonical":
-        shares["virtual_workers"] = config.run.virtual_workers // workers
+        leaves = -(-config.run.virtual_workers // workers)
+        parts = 1 << (leaves.bit_length() - 1)  # of a number that is valid, and no more
+        workers = config.run.virtual_workers // parts
+        shares["virtual_workers"] = parts
+    shares["global_batch"] = -(-config.run.global_batch // workers)
     size = config.game.generator_batch  # None suits all rules
-    game = {"generator_batch": None if size is None else size // workers}
+    game = {"generator_batch": None if size is None else -(-size // workers)}
     return config.model_copy(
         update={
             "run": config.run.model_copy(update=shares),
@@ -155,9 +160,9 @@ def _on_one_worker(config: Config, workers: int) -> Config:
 
 
 def _on(
-    gpu: Gpu, costs: Mapping[str, Costs], shares: Mapping[str, float], samples: int, tf32: bool
+    gpu: Gpu, costs: Mapping[str, Costs], shares: Mapping[str, float], samples: float, tf32: bool
 ) -> dict[str, Any]:
-    """Return the bounds of a mean step on a GPU, which shows it ``samples`` real samples."""
+    """Return the bounds of a mean step on a GPU, of which it has ``samples`` real samples."""
     fits = max(found.peak_bytes for found in costs.values()) <= gpu.memory_bytes
     row: dict[str, Any] = {"name": gpu.name, "fits": fits}
     bounds = {name: bound(found, gpu, tf32=tf32) for name, found in costs.items()}

@@ -444,7 +444,7 @@ def step_costs(
             positions = torch.empty(config.step_samples, dtype=torch.int64, device=device)
             labels = torch.empty_like(positions) if config.model.conditional else None
             found = mode.start()
-            batch = Batch(real, labels, positions, number, inputs=inputs)
+            batch = Batch(real, labels, positions, number, len(real), inputs=inputs)
             train_step(state, rule, batch, config, statistics, timer)
             return found
 

@@ -60,9 +60,13 @@ _RELEASE_S = 3.0
 
 
 def fit(
-    config: Config, run_dir: str, console: Console | None, interrupts: Interrupts
+    config: Config,
+    sizes: list[int],
+    run_dir: str,
+    console: Console | None,
+    interrupts: Interrupts,
 ) -> dict[str, Any]:
-    """Train with ``cluster.workers`` workers, here or on the cluster at ``cluster.address``.
+    """Train with one of the ``sizes``, here or on the cluster at ``cluster.address``.
 
     All workers must reach ``run_dir``, a URL or absolute path. Returns what
     :func:`gatdist.training.loop.run` returns.
@@ -79,13 +83,13 @@ def fit(
     log = log_file(run_dir)
     if not address:  # before Ray is started for nothing
         has = policies.this_machine()
-        needs, sizes = policies.needs_of(config.cluster, has), config.fitting_workers()
+        needs = policies.needs_of(config.cluster, has)
         if policies.largest(sizes, policies.room_for(needs, [has])) is None:
             raise policies.too_small(config.cluster, sizes[0], needs, has)
         interrupts.before_leaving = end_descendants  # of Ray; a cluster that was joined stays
     with output_to_file(log, console), connected(address, log, runtime_env=runtime):
         interrupts.renew()  # Ray has taken over SIGTERM
-        return _Run(config, run_dir, console, log, interrupts).train()
+        return _Run(config, sizes, run_dir, console, log, interrupts).train()
 
 
 class _Run:
@@ -94,6 +98,7 @@ class _Run:
     def __init__(
         self,
         config: Config,
+        sizes: list[int],
         run_dir: str,
         console: Console | None,
         log: Path,
@@ -101,7 +106,7 @@ class _Run:
     ) -> None:
         self.config, self.run_dir, self.log = config, run_dir, log
         self._console, self._interrupts = console, interrupts
-        self.sizes = config.fitting_workers()
+        self.sizes = sizes
         joined = bool(config.cluster.address)  # a Ray that was started here has no autoscaler
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.needs = policies.needs_of(config.cluster, has, grows=joined and may_grow())

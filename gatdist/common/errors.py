@@ -27,7 +27,7 @@ class UserError(GatdistError):
 
     Args:
         subject: The field, file or URL at fault, for example ``run.global_batch``.
-        rule: What must hold, for example ``must be divisible by the 3 workers``.
+        rule: What must hold, for example ``must divide the 6 groups of a batch``.
         value: The offending value.
         hint: How to fix it, as an imperative sentence without a full stop.
 

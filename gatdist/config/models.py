@@ -146,7 +146,7 @@ class Config(Section):
         if device == "cpu":
             return None
         parts = self.run.virtual_workers if self.run.reduction == "canonical" else num_workers
-        share = max(1, self.generator_batch // parts)
+        share = -(-self.generator_batch // parts)  # the largest
         return min(share, self.optim.generator.micro_batch or share)
 
     @property
@@ -158,31 +158,26 @@ class Config(Section):
         )
 
     def check_workers(self, num_workers: int) -> None:
-        """Raise ConfigError unless ``num_workers`` workers can share the global batch."""
-        if self.run.reduction == "canonical":
-            parts = self.run.virtual_workers
-            fitting = min(parts, 2 ** (num_workers.bit_length() - 1))
-            if fitting != num_workers:
-                raise ConfigError(
-                    "cluster.workers",
-                    "must be a power of two up to run.virtual_workers "
-                    f"({parts}) under run.reduction = 'canonical'",
-                    value=num_workers,
-                    hint=f"Use --workers {fitting}, or run.reduction = 'fast'",
-                )
+        """Raise ConfigError unless each of ``num_workers`` workers has a part of each batch."""
+        parts = self.run.virtual_workers
+        if self.run.reduction == "canonical" and num_workers > parts:
+            raise ConfigError(
+                "cluster.workers",
+                f"must be at most run.virtual_workers ({parts}) under run.reduction = 'canonical'",
+                value=num_workers,
+                hint=f"Use --workers {parts}, or run.reduction = 'fast'",
+            )
         batches = {
             "run.global_batch": self.run.global_batch,
             "game.generator_batch": self.generator_batch,
         }
         for key, batch in batches.items():
-            if batch % num_workers:
-                below = batch // num_workers * num_workers
-                choices = " or ".join(str(n) for n in (below, below + num_workers) if n)
+            if batch < num_workers:
                 raise ConfigError(
                     key,
-                    f"must be divisible by the {num_workers} workers",
+                    f"must have a sample for each of the {num_workers} workers",
                     value=batch,
-                    hint=f"Use {choices}, or --workers {_nearest_divisor(batch, num_workers)}",
+                    hint=f"Use {num_workers}, or --workers {batch}",
                 )
 
     def fitting_workers(self) -> list[int]:

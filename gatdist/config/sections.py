@@ -97,8 +97,8 @@ class RunConfig(Section):
     reduction: Literal["fast", "canonical"] = "fast"
     """How gradients are summed over workers. ``fast`` uses all-reduce: results on different numbers
     of workers agree within rounding. ``canonical`` sums along one fixed tree: results are
-    bit-identical on any power of two of workers up to ``virtual_workers``. On CUDA, ``canonical``
-    uses deterministic kernels, and ends a run whose networks have operators without one."""
+    bit-identical on 1 to ``virtual_workers`` workers. On CUDA, ``canonical`` uses deterministic
+    kernels, and ends a run whose networks have operators without one."""
     virtual_workers: PositiveInt = 4
     """Number of parts, a power of two, that ``canonical`` cuts the global batch into. Ignored under
     ``fast``."""
@@ -444,8 +444,9 @@ class ClusterConfig(Section):
     """Workers, their resources, the network between them and fault tolerance."""
 
     workers: PositiveInt | TwoPositiveInts = 1
-    """Number of workers. ``[min, max]`` makes the run elastic: it continues with fewer when hosts
-    leave and grows when hosts join."""
+    """Number of workers, at most ``run.global_batch``, and at most ``run.virtual_workers`` under
+    ``canonical``. ``[min, max]`` makes the run elastic: it continues with fewer when hosts leave
+    and grows when hosts join."""
     address: str = ""
     """HOST:PORT of a Ray cluster. Empty starts Ray on this machine."""
     backend: Literal["auto", "gloo", "nccl"] = "auto"

@@ -19,7 +19,14 @@ from gatdist.data.codecs import CodecError
 from gatdist.data.format.manifest import Manifest, open_shards, read_manifest
 from gatdist.data.held_out import Part, training_counts
 from gatdist.data.modalities import decoders_of, new_samples, read_spec, resizing
-from gatdist.data.order import Indices, SampleOrder, ShardLayout, block_bounds, substitute
+from gatdist.data.order import (
+    Indices,
+    SampleOrder,
+    ShardLayout,
+    WorkerShare,
+    block_bounds,
+    substitute,
+)
 from gatdist.data.reading.host_cache import HostCache, block_key
 from gatdist.data.reading.plan import MemoryBudget, ReadRange, cut_runs, index_bytes, memory_budget
 from gatdist.data.reading.shards import OpenShard, OpenShards
@@ -165,7 +172,7 @@ class Dataset:
         return Dataset(self._indexes, self._whole_manifest, self.config, others)
 
     def memory_budget(
-        self, order: SampleOrder, config: DataConfig, *, global_batch: int, world_size: int
+        self, order: SampleOrder, config: DataConfig, share: WorkerShare
     ) -> MemoryBudget:
         if self.is_decoded:
             return MemoryBudget(0, keeps=True, rows=order.window)
@@ -175,8 +182,7 @@ class Dataset:
             config,
             sample_bytes=self.sample_bytes,
             is_cached=self.is_cached,
-            global_batch=global_batch,
-            world_size=world_size,
+            share=share,
         )
 
     def new_samples(self, count: int) -> Samples:

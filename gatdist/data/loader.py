@@ -100,29 +100,24 @@ class Loader:
     Background threads fetch and decode ahead. Their errors are raised by ``next`` at the batch
     concerned, and re-raised on every call. Use as a context manager, or call :meth:`close`.
 
-    ``global_batch`` are the samples per step, summed over all workers, a multiple of
-    ``world_size``; ``position`` the samples used globally so far. ``decode_threads`` is used
-    unless configured. With ``pin_memory``, batches are in page-locked memory, which is reused once
-    they are no longer referenced: keep them until copies have ended. Raises ConfigError if memory
-    or the host cache are too small.
+    ``decode_threads`` is used unless configured. With ``pin_memory``, batches are in page-locked
+    memory, which is reused once they are no longer referenced: keep them until copies have ended.
+    Raises ConfigError if memory or the host cache are too small.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         order: SampleOrder,
+        share: WorkerShare,
         *,
-        global_batch: int,
-        rank: int,
-        world_size: int,
-        position: int,
         config: DataConfig,
         decode_threads: int = 1,
         pin_memory: bool = False,
     ) -> None:
         self._dataset, self._config = dataset, config
-        self._share = WorkerShare(position, global_batch, rank, world_size)
-        self._local_batch = self._share.local_batch
+        self._share = share
+        self._local_batch = share.local_batch
         self._pin_memory = pin_memory
         num_threads = config.decode_threads or decode_threads
         self._num_chunks = _num_chunks(num_threads, self._local_batch, config.prefetch_batches)
@@ -136,9 +131,7 @@ class Loader:
         self._counted = {"data/bytes_fetched": 0, "data/cache_hits": 0}
         # Those read ahead, and one in use: no more exist, pinned or not.
         self._buffers = Buffers(self._new_samples, config.prefetch_batches + 1)
-        budget = dataset.memory_budget(
-            order, config, global_batch=global_batch, world_size=world_size
-        )
+        budget = dataset.memory_budget(order, config, share)
         self._source: Decoded | Stream
         if dataset.is_decoded:
             self._source = Decoded(dataset, order, self._share)
@@ -166,10 +159,7 @@ class Loader:
         return cls(
             dataset,
             order,
-            global_batch=config.step_samples,
-            rank=comm.rank,
-            world_size=comm.world_size,
-            position=position,
+            WorkerShare.from_config(config, comm.rank, comm.world_size, position),
             config=dataset.config,
             decode_threads=_default_threads(dataset, comm),
             pin_memory=comm.device.type == "cuda",

@@ -24,15 +24,17 @@ Legend: N samples, L streams, k positions, b blocks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gatdist.config import Config
+from gatdist.parallel.tree import bit_reversed, leaves_of
 
 Indices = NDArray[np.int64]
 _Words = NDArray[np.uint64]
@@ -216,27 +218,56 @@ class SampleOrder:
 
 @dataclass(frozen=True)
 class WorkerShare:
-    """Samples of one worker: positions ``position + rank + world_size · i`` of each batch."""
+    """Samples of one worker, at the same places of every global batch.
+
+    Worker r of W has the places r, r + W, …. With virtual workers it has those of neighbouring
+    leaves of the tree (:func:`~gatdist.parallel.tree.leaves_of`), v, v + L, … of virtual worker v.
+    """
 
     position: int  # where the run begins or resumes
-    global_batch: int  # a multiple of world_size
+    global_batch: int
     rank: int
-    world_size: int
+    world_size: int  # at most global_batch; at most virtual_workers, if there are any
+    batches: int = 1  # global batches per step
+    virtual_workers: int = 0  # L; 0 unless the reduction is canonical
+
+    @classmethod
+    def from_config(cls, config: Config, rank: int, world_size: int, position: int = 0) -> Self:
+        run = config.run
+        virtual = run.virtual_workers if run.reduction == "canonical" else 0
+        batches = config.game.num_discriminator_steps
+        return cls(position, run.global_batch, rank, world_size, batches, virtual)
+
+    @cached_property
+    def places(self) -> Indices:
+        """Places of this worker's samples in a global batch, ascending."""
+        every = np.arange(self.global_batch)
+        if not self.virtual_workers:
+            return every[self.rank :: self.world_size]
+        order = bit_reversed(self.virtual_workers)
+        leaves = leaves_of(self.rank, self.world_size, self.virtual_workers)
+        mine = [order[leaf] for leaf in leaves]
+        return every[np.isin(every % self.virtual_workers, mine)]
 
     @property
     def local_batch(self) -> int:
-        return self.global_batch // self.world_size
+        """Samples per step."""
+        return len(self.places) * self.batches
 
     def positions(self, begin: int, end: int) -> Indices:
-        assert self.global_batch % self.world_size == 0, self
-        batches, places = np.divmod(np.arange(begin, end), self.local_batch)
-        start = self.position + self.rank
-        return start + batches * self.global_batch + places * self.world_size
+        batches, samples = np.divmod(np.arange(begin, end), len(self.places))
+        return self.position + batches * self.global_batch + self.places[samples]
 
     def samples_before(self, position: int) -> int:
-        batches, places = divmod(position - self.position, self.global_batch)
-        mine = -(-(places - self.rank) // self.world_size)
-        return batches * self.local_batch + min(max(0, mine), self.local_batch)
+        batches, place = divmod(position - self.position, self.global_batch)
+        return batches * len(self.places) + int(np.searchsorted(self.places, place))
+
+    def streams(self, interleave: int) -> tuple[int, bool]:
+        """Return how many streams it reads, and whether other workers read some of them, too."""
+        period = math.lcm(self.global_batch, interleave)
+        positions = self.positions(0, period // self.global_batch * len(self.places))
+        count = len(np.unique(positions % interleave))
+        return count, len(positions) < count * (period // interleave)
 
 
 def substitute(sample: int, attempt: int, num_samples: int) -> int:

@@ -148,13 +148,17 @@ def require_whole_batches(config: Config, player: str, network: nn.Module, worke
 
 def require_whole_groups(
     config: Config, player: str, network: nn.Module, sizes: Sequence[int]
-) -> None:
-    """Refuse parts of a batch that cut the groups of samples that a layer of ``network`` couples.
+) -> list[int]:
+    """Return the numbers of workers that keep whole the groups that a layer of ``network`` couples.
 
     Parts hold every k-th sample of the global batch, and groups every (batch / group)-th. So groups
     are the same for all numbers of workers (``sizes``), virtual workers and micro-batches with
     whole groups.
+
+    Raises:
+        ConfigError: no number of workers does, or micro-batches cut groups.
     """
+    fitting = list(sizes)
     for found in couplings(network):
         if found.group is not None:
             what = f"the {player}'s layer {found.layer} couples samples in groups of {found.group}"
@@ -166,28 +170,33 @@ def require_whole_groups(
                     hint = f"Use {max(found.group, batch // found.group * found.group)}"
                     rule = f"{what}, which must divide it"
                     raise ConfigError(key, rule, value=batch, hint=hint)
-                _require_multiple(config, batch, found.group, what, sizes)
+                fitting = _with_whole_groups(config, batch, found.group, what, fitting)
+    return fitting
 
 
-def _require_multiple(
-    config: Config, batch: int, group: int, what: str, sizes: Sequence[int]
-) -> None:
+def _with_whole_groups(
+    config: Config, batch: int, group: int, what: str, sizes: list[int]
+) -> list[int]:
+    groups = batch // group
+    rule = f"must divide the {groups} groups of a batch: {what}"
     if config.run.reduction == "canonical":
-        sizes = [config.run.virtual_workers]
-    for size in sizes:
-        share = batch // size
-        if share % group:
-            fitting = next(n for n in range(size, 0, -1) if batch // group % n == 0)
-            field, hint = "cluster.workers", f"Use --workers {fitting}, or a larger batch"
-            if config.run.reduction == "canonical":  # a divisor of a power of two is one
-                field, hint = "run.virtual_workers", f"Use {math.gcd(size, batch // group)}"
-            rule = f"{what}, which must divide the {share} samples of each worker"
-            raise ConfigError(field, rule, value=size, hint=hint)
+        parts = config.run.virtual_workers
+        if groups % parts:
+            hint = f"Use {math.gcd(parts, groups)}"  # a divisor of a power of two is one
+            raise ConfigError("run.virtual_workers", rule, value=parts, hint=hint)
+        return sizes
+    fitting = [size for size in sizes if groups % size == 0]
+    if not fitting:
+        nearest = next(n for n in range(sizes[-1], 0, -1) if groups % n == 0)
+        hint = f"Use --workers {nearest}, or a larger batch"
+        raise ConfigError("cluster.workers", rule, value=sizes[-1], hint=hint)
+    for share in (batch // size for size in fitting):
         for name in BOTH:
             micro_batch = getattr(config.optim, name).micro_batch
-            part = share // micro_batches(share, micro_batch)
-            if part % group:
+            parts = micro_batches(share, micro_batch)
+            if share // group % parts:
                 choices = [n for n in range(group, micro_batch, group) if share % n == 0]
                 hint = f"Use {max(choices, default=group)}"
-                rule = f"{what}, which must divide its {part} samples"
-                raise ConfigError(f"optim.{name}.micro_batch", rule, value=micro_batch, hint=hint)
+                cut = f"{what}, which {parts} micro-batches of {share} samples cut"
+                raise ConfigError(f"optim.{name}.micro_batch", cut, value=micro_batch, hint=hint)
+    return fitting

@@ -62,6 +62,7 @@ def probe_batch(
         labels=torch.zeros_like(positions) if has_labels else None,
         positions=positions,
         step=0,  # every lazy penalty is due at step 0
+        total=n,
     )
 
 

@@ -105,13 +105,14 @@ def _event() -> torch.cuda.Event:
 
 
 class WorkerTimes(NamedTuple):
-    """Mean seconds per step of the worker on ``host``, by tag.
+    """Mean seconds per step of the worker on ``host``, by tag, and its samples per step.
 
     ``time/communication_s`` includes waiting for others.
     """
 
     host: str
     seconds: Mapping[str, float]
+    samples: int = 1
 
     @property
     def busy_s(self) -> float:
@@ -131,15 +132,16 @@ def find_stragglers(times: Sequence[WorkerTimes], factor: float) -> list[Straggl
     """Return the workers that take more than ``factor`` times the others' median.
 
     In a synchronized step all workers take as long as the slowest; the others spend the difference
-    in communication. So their times without communication are compared. A slow link looks the same:
-    its sender receives early what it needs, and the others wait.
+    in communication. So their times without communication are compared; of a worker with more
+    samples, as much more is expected. A slow link looks the same: its sender receives early what it
+    needs, and the others wait.
     """
     found = []
     for rank, mine in enumerate(times):
         others = [other for r, other in enumerate(times) if r != rank]
         if not others:
             continue
-        usual_s = median(other.busy_s for other in others)
+        usual_s = median(o.busy_s * max(1.0, mine.samples / o.samples) for o in others)
         late_s = mine.busy_s - usual_s
         if mine.busy_s <= factor * usual_s or late_s <= _MIN_SHARE * mine.seconds[_STEP]:
             continue

@@ -18,6 +18,7 @@ class Batch:
         labels: int64 [n], or None for unlabelled data.
         positions: int64 [n], each sample's position in the run: the key of every random draw.
         step: index of the step, a function of ``samples_seen``.
+        total: samples of all workers together.
         noise: number of the noise stream, raised by each rollback.
         host_positions: ``positions`` on the CPU, where they are on another device themselves.
         scheduled: values of the losses' schedules, by name, where they are kept on the device;
@@ -32,6 +33,7 @@ class Batch:
     labels: Tensor | None
     positions: Tensor
     step: int
+    total: int
     noise: int = 0
     weight: float | Tensor = 1.0
     scheduled: Mapping[str, Tensor] = field(default_factory=dict)
@@ -42,8 +44,11 @@ class Batch:
     @property
     def first(self) -> int:
         """Position of the first sample; the host does not wait for a device."""
-        known = self.positions if self.host_positions is None else self.host_positions
-        return int(known[0])
+        return int(self._known_positions[0])
+
+    @property
+    def _known_positions(self) -> Tensor:
+        return self.positions if self.host_positions is None else self.host_positions
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -53,15 +58,28 @@ class Batch:
         return replace(self._at(slice(start, None, stride)), part=start)
 
     def consecutive(self, count: int) -> list[Self]:
-        """Return ``count`` batches of equal size, in order."""
+        """Return this worker's shares of ``count`` batches of equal size, in order.
+
+        These samples are such shares, one after another.
+        """
         if count == 1:
             return [self]
-        size = len(self) // count
-        return [self._at(slice(i * size, (i + 1) * size)) for i in range(count)]
+        size, total = len(self) // count, self.total // count
+        return [
+            replace(self._at(slice(i * size, (i + 1) * size)), total=total) for i in range(count)
+        ]
 
     def last(self, size: int) -> Self:
-        """Return the last ``size`` of these samples."""
-        return self if size == len(self) else self._at(slice(len(self) - size, None))
+        """Return this worker's share of the last ``size`` samples of all workers.
+
+        The first of all has a position that is a multiple of ``total``.
+        """
+        if size == self.total:
+            return self
+        count = size
+        if len(self) < self.total:
+            count = int((self._known_positions % self.total >= self.total - size).sum())
+        return replace(self._at(slice(len(self) - count, None)), total=size)
 
     def _at(self, where: slice) -> Self:
         return replace(

@@ -2,19 +2,19 @@
 
 A worker's share of a batch goes through the networks in parts: micro-batches, or the shares of
 virtual workers. Each part has a weight (``batch.weight``); weighted means are summed over parts and
-workers.
+workers. Shares may differ by a sample, or by the samples of a virtual worker.
 
 * :class:`FastReduction`: the parts of one worker are summed in ``.grad``, and the workers' sums by
   DistributedDataParallel, which sends a bucket of gradients while the next is computed. Results on
   different numbers of workers are equal within rounding.
 * :class:`CanonicalReduction`: the global batch is cut into the shares of L virtual workers
   (``run.virtual_workers``), the gradient of each share is computed by itself, and gradients are
-  summed along one fixed tree. Results on 1, 2, 4 … L workers are bit-identical.
+  summed along one fixed tree. Results on 1 to L workers are bit-identical.
 
-Position p of the global batch belongs to virtual worker p mod L, and worker r of W holds positions
-r, r + W, …, hence all of the virtual workers r, r + W, …. The tree adds the sum of virtual worker
-v + L/2 to that of v, then v + L/4 to v, and so on: its first levels lie within a worker for every
-W, the last log₂ W are between workers.
+Position p of the global batch belongs to virtual worker p mod L. The tree adds the sum of virtual
+worker v + L/2 to that of v, then v + L/4 to v, and so on (:mod:`gatdist.parallel.tree`). A worker
+holds neighbouring leaves of it. It adds up those that form complete subtrees, of which there is one
+where W is a power of two and at most 2 log₂ L otherwise. The sums above them are between workers.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from gatdist.common.errors import PluginError
 from gatdist.config import Config
 from gatdist.parallel.batch import Batch
 from gatdist.parallel.communicator import Communicator, bare, without_reduction
+from gatdist.parallel.tree import bit_reversed, leaves_of, subtrees
 
 T = TypeVar("T")
 Tensors = list[Tensor]
@@ -58,9 +59,9 @@ class Reduction(ABC):
 
     @abstractmethod
     def split(self, batch: Batch, micro_batch: int | None) -> list[Batch]:
-        """Split this worker's share of a batch into parts of equal size, each with its weight.
+        """Split this worker's share of a batch into parts, each with its weight.
 
-        ``micro_batch`` is the most samples per part; the largest divisor of n up to it is taken.
+        ``micro_batch`` is the most samples per part; sizes differ by at most one.
         """
 
     @abstractmethod
@@ -101,10 +102,10 @@ class FastReduction(Reduction):
         return self.comm.replicate(network, compress=self._compress)
 
     def split(self, batch: Batch, micro_batch: int | None) -> list[Batch]:
-        count = micro_batches(len(batch.real), micro_batch)
-        if count == 1:
-            return [batch]
-        return [batch.every(count, i).scaled(1 / count) for i in range(count)]
+        count = micro_batches(len(batch), micro_batch)
+        parts = [batch] if count == 1 else [batch.every(count, i) for i in range(count)]
+        # The sum over workers is divided by their number.
+        return [part.scaled(len(part) * self.comm.world_size / batch.total) for part in parts]
 
     def mean(self, parts: Iterable[Tensors]) -> Tensors:
         total: Tensors = []
@@ -142,7 +143,7 @@ class FastReduction(Reduction):
 
 
 class CanonicalReduction(Reduction):
-    """Sums virtual workers along one fixed tree; their number and W are powers of two."""
+    """Sums virtual workers, whose number is a power of two, along one fixed tree."""
 
     def __init__(self, comm: Communicator, virtual_workers: int) -> None:
         super().__init__(comm)
@@ -152,23 +153,22 @@ class CanonicalReduction(Reduction):
         return self.comm.broadcast_module_(network)
 
     def split(self, batch: Batch, micro_batch: int | None) -> list[Batch]:
-        # The worker's virtual workers in the order of the tree.
-        count = self.virtual_workers // self.comm.world_size
-        return [batch.every(count, i).scaled(1 / self.virtual_workers) for i in _reversed(count)]
+        order = bit_reversed(self.virtual_workers)
+        mine = [order[leaf] for leaf in self._leaves(self.comm.rank)]
+        # Samples are in the order of their positions, so virtual workers alternate.
+        place = {v: i for i, v in enumerate(sorted(mine))}
+        weight = 1 / self.virtual_workers
+        return [batch.every(len(mine), place[v]).scaled(weight) for v in mine]
 
     def mean(self, parts: Iterable[Tensors]) -> Tensors:
-        # A binary counter: two waiting sums of equally many parts are added. At most log₂ L wait.
-        waiting: list[tuple[int, Tensors]] = []
-        for part in parts:
-            count, total = 1, list(part)
-            while waiting and waiting[-1][0] == count:
-                _, first = waiting.pop()
-                torch._foreach_add_(first, total)
-                count, total = 2 * count, first
-            waiting.append((count, total))
-        ((_, mine),) = waiting
-        flat = _flatten(mine)  # for one worker too: kernels depend on memory layout
-        return _unflatten(flat if self.comm.world_size == 1 else self._between(flat), mine)
+        leaves = self._leaves(self.comm.rank)
+        sums = _added_up(
+            (range(leaf, leaf + 1), list(part)) for leaf, part in zip(leaves, parts, strict=True)
+        )
+        like = sums[0][1]
+        # For one worker too: kernels depend on memory layout.
+        rows = [_flatten(total) for _, total in sums]
+        return _unflatten(rows[0] if self.comm.world_size == 1 else self._between(rows), like)
 
     def gradients(
         self, networks: Sequence[nn.Module], parts: Sequence[Batch], backward: Callable[[Batch], T]
@@ -185,26 +185,48 @@ class CanonicalReduction(Reduction):
         set_gradients(parameters, self.mean(map(gradient, parts)))
         return found
 
-    def _between(self, flat: Tensor) -> Tensor:
-        """Sum over the tree's last levels: each worker one slice of the vector, then gather all."""
-        world_size, size = self.comm.world_size, flat.numel()
-        padded = flat.new_zeros(world_size, -(-size // world_size))
-        padded.view(-1)[:size] = flat
-        rows = self.comm.all_to_all(padded)  # [W, slice]: every worker's sums for my slice
-        while len(rows) > 1:
-            half = len(rows) // 2
-            rows = rows[:half] + rows[half:]
-        return self.comm.all_gather(rows[0]).flatten()[:size]
+    def _leaves(self, rank: int) -> range:
+        return leaves_of(rank, self.comm.world_size, self.virtual_workers)
+
+    def _between(self, mine: Tensors) -> Tensor:
+        """Sum this worker's subtrees with those of the others, vectors of equal length.
+
+        Each worker finishes the tree for one slice of the vectors, then all slices are gathered.
+        """
+        workers, size = self.comm.world_size, mine[0].numel()
+        held = [subtrees(self._leaves(rank)) for rank in range(workers)]
+        most, length = max(map(len, held)), -(-size // workers)
+        vectors = mine[0].new_zeros(most, workers * length)
+        for vector, subtree in zip(vectors, mine, strict=False):
+            vector[:size] = subtree
+        rows = vectors.view(most, workers, length).transpose(0, 1).reshape(workers, -1)
+        received = self.comm.all_to_all(rows).view(workers, most, length)
+        ((_, (total,)),) = _added_up(
+            (subtree, [received[rank, i]])
+            for rank in range(workers)
+            for i, subtree in enumerate(held[rank])
+        )
+        return self.comm.all_gather(total).flatten()[:size]
+
+
+def _added_up(sums: Iterable[tuple[range, Tensors]]) -> list[tuple[range, Tensors]]:
+    """Add the sums of neighbouring subtrees in place, up the tree as far as they are complete.
+
+    Of n single leaves, at most log₂ n sums wait for their neighbour.
+    """
+    found: list[tuple[range, Tensors]] = []
+    for leaves, total in sums:
+        while found and len(found[-1][0]) == len(leaves) and leaves.stop % (2 * len(leaves)) == 0:
+            first, before = found.pop()
+            torch._foreach_add_(before, total)
+            leaves, total = range(first.start, leaves.stop), before
+        found.append((leaves, total))
+    return found
 
 
 def micro_batches(size: int, micro_batch: int | None) -> int:
-    """Return the number of equal micro-batches of a share: the fewest of ``micro_batch`` or less.
-
-    One if ``micro_batch`` is None.
-    """
-    if micro_batch is None:
-        return 1
-    return next(n for n in range(1, size + 1) if size % n == 0 and size // n <= micro_batch)
+    """Return the fewest micro-batches of at most ``micro_batch`` samples; one if that is None."""
+    return 1 if micro_batch is None else -(-size // micro_batch)
 
 
 @contextmanager
@@ -239,14 +261,6 @@ def _parameters(networks: Sequence[nn.Module]) -> Tensors:
 
 def _gradients(parameters: Sequence[Tensor]) -> Tensors:
     return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-
-
-def _reversed(count: int) -> list[int]:
-    """Return 0 to n − 1 (a power of two) in bit-reversed order: 0, n/2, n/4, 3n/4 and so on."""
-    order = [0]
-    while len(order) < count:
-        order = [2 * i for i in order] + [2 * i + 1 for i in order]
-    return order
 
 
 def _flatten(tensors: Tensors) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from gatdist.config import Config
 from gatdist.data.dataset import Dataset, too_many_bad
 from gatdist.data.joined import AnyLoader
+from gatdist.data.order import WorkerShare
 from gatdist.game import UpdateRule
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer, WorkerTimes, find_stragglers
@@ -116,16 +117,19 @@ class LogInterval:
         """Gather notes, bad samples and times of all workers; show each once."""
         bad = self._dataset.bad_samples.items()
         notes, self._notes = self._notes, []
+        share = WorkerShare.from_config(self._config, self._comm.rank, self._comm.world_size)
         mine = {
             "notes": [*notes, *self._rule.notes, *self._dataset.notes],
             "bad": {str(i): message for i, message in bad if i not in self._bad},
             "host": socket.gethostname(),
             "seconds": seconds,
+            "samples": share.local_batch,
         }
         self._rule.notes.clear()
         gathered = self._comm.all_gather_object(mine)
         self._report_bad(values, [one["bad"] for one in gathered])
-        self._report_slow(values, [WorkerTimes(one["host"], one["seconds"]) for one in gathered])
+        times = [WorkerTimes(one["host"], one["seconds"], one["samples"]) for one in gathered]
+        self._report_slow(values, times)
         for note in sorted({note for one in gathered for note in one["notes"]} - self._reported):
             self._reported.add(note)
             self._emit("note", {"message": note})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gatdist.common.seeding import generators_kept
 from gatdist.config import BOTH, Config, PlayerName, flatten, import_plugins, redact_url
 from gatdist.data.dataset import Dataset, open_dataset
+from gatdist.data.order import WorkerShare
 from gatdist.data.unpaired import orders_of, parts_of
 from gatdist.evaluation import Evaluator
 from gatdist.evaluation.metrics import higher_is_better
@@ -45,12 +46,22 @@ _COPIES_TO_UNDO = 3
 
 @dataclass(frozen=True)
 class Checked:
-    """What :func:`check` has built: untrained networks, the rule, warnings about user code."""
+    """What :func:`check` has built and found.
+
+    Attributes:
+        dataset: of the run.
+        generator: untrained, as is the discriminator.
+        discriminator: likewise.
+        rule: of the updates.
+        sizes: numbers of workers in ``cluster.workers`` that can train the run, ascending.
+        warnings: about user code.
+    """
 
     dataset: Dataset
     generator: nn.Module
     discriminator: nn.Module
     rule: UpdateRule
+    sizes: list[int]
     warnings: tuple[str, ...] = ()
 
 
@@ -66,11 +77,13 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     higher_is_better(config.run)
     dataset = open_dataset(config.data)
     for name, order in orders_of(config, dataset).items():
-        for workers in {fitting[0], fitting[-1]}:
-            part = parts_of(dataset)[name]
-            part.memory_budget(
-                order, part.config, global_batch=config.step_samples, world_size=workers
-            )
+        part = parts_of(dataset)[name]
+        shares = (
+            WorkerShare.from_config(config, rank, size) for size in fitting for rank in range(size)
+        )
+        # What a worker needs depends on these two only.
+        for share in {(s.local_batch, s.streams(order.interleave)): s for s in shares}.values():
+            part.memory_budget(order, part.config, share)
     sample_shape, num_classes = dataset.sample_format.shape, dataset.num_classes
     metadata = dataset.sample_format.metadata
     task = build_task(config, sample_shape, metadata)
@@ -85,7 +98,7 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     traits = examine(config, by_player, task, sample_shape, num_classes, metadata)
     warnings += require_exact(config, traits)
     for name, network in by_player.items():
-        require_whole_groups(config, name, network, fitting)
+        fitting = require_whole_groups(config, name, network, fitting)
         if not on_gpus:
             require_whole_batches(config, name, network, fitting[-1])
     generator, discriminator = networks
@@ -105,7 +118,7 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
         training=dataset,
         has_pairs=task.has_inputs,
     )
-    return Checked(dataset, generator, discriminator, rule, tuple(warnings))
+    return Checked(dataset, generator, discriminator, rule, fitting, tuple(warnings))
 
 
 def _slow_derivatives(
@@ -206,7 +219,7 @@ def _activation_bytes(config: Config, checked: Checked) -> int:
     networks = (checked.generator, checked.discriminator)
     parameters = {p.data_ptr() for network in networks for p in network.parameters()}
     largest = 0
-    at_once = config.run.global_batch // config.fitting_workers()[0]  # on the fewest workers
+    at_once = -(-config.run.global_batch // checked.sizes[0])  # on the fewest workers
     if config.run.reduction == "canonical":
         at_once = config.run.global_batch // config.run.virtual_workers
     for phase in checked.rule.all_phases(step):

@@ -99,6 +99,7 @@ def to_device(
         labels=copied.labels if config.model.conditional else None,
         positions=positions,
         step=step,
+        total=config.step_samples,
         noise=noise,
         host_positions=None if positions is loaded.positions else loaded.positions,
     )

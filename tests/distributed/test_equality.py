@@ -19,7 +19,7 @@ from gatdist.storage import Store
 from gatdist.training.loop import run
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
-from support import spawn
+from support import own_samples, spawn
 
 LOCAL = LocalCommunicator(torch.device("cpu"))
 SHAPE, CLASSES, BATCH, STEPS = (1, 6, 9), 3, 24, 3
@@ -40,6 +40,8 @@ SMALL = [
     "evaluate.every_samples=0",
     "monitor.tensorboard=false",
 ]
+SHARED = 20  # a batch that 3 and 7 workers share unevenly
+UNEVEN = [f"run.global_batch={SHARED}"]
 # Rules that solve for the whole step, and how exactly two of them solve for it.
 PLAIN = ["optim.generator.name=sgd", "optim.discriminator.name=sgd"]
 RULES = {
@@ -92,8 +94,8 @@ def train_steps(comm, overrides, steps=STEPS, shape=SHAPE):
         dtype = DTYPES[config.precision.dtype]
         real = torch.randn(count, *shape, generator=generator, dtype=dtype)
         positions = torch.arange(count) + count * step
-        mine = slice(comm.rank, None, comm.world_size)
-        batch = Batch(real[mine], positions[mine] % CLASSES, positions[mine], step)
+        mine = own_samples(config, comm)
+        batch = Batch(real[mine], positions[mine] % CLASSES, positions[mine], step, count)
         train_step(state, rule, batch, config, Statistics(comm.device), PhaseTimer(comm.device))
     return gradients, {name: t.clone() for name, t in state.tensors().items()}
 
@@ -134,7 +136,7 @@ SAMPLE = [
 
 
 def overrides_of(rule, loss, micro_batch=None):
-    found = [f"game.update_rule={rule}", f"game.loss={loss}", *RULES[rule]]
+    found = [f"game.update_rule={rule}", f"game.loss={loss}", *RULES[rule], *UNEVEN]
     if micro_batch:
         found += [f"optim.{p}.micro_batch={micro_batch}" for p in ("generator", "discriminator")]
     return found
@@ -148,7 +150,7 @@ def test_grid_contains_every_rule_and_loss():
 
 def compare_on(world_size, cases):
     """Compare ``world_size`` workers, with whole batches and two micro-batches, with one worker."""
-    size = BATCH // world_size // 2
+    size = -(-SHARED // world_size) // 2
     spawned = [overrides_of(*case, m) for case in cases for m in (None, size)]
     by_rank = spawn(world_size, train_all, spawned, timeout_s=500)
     for i, case in enumerate(cases):
@@ -179,7 +181,9 @@ RANDOM = {
 
 
 def train_random_networks(comm):
-    return [train_steps(comm, overrides, shape=shape) for shape, overrides in RANDOM.items()]
+    return [
+        train_steps(comm, overrides + UNEVEN, shape=shape) for shape, overrides in RANDOM.items()
+    ]
 
 
 def test_noise_of_networks_is_keyed_by_sample_for_any_number_of_workers():
@@ -189,7 +193,9 @@ def test_noise_of_networks_is_keyed_by_sample_for_any_number_of_workers():
             require_equal(found, alone, 1e-11)
 
 
-@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(
+    "world_size", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 7))]
+)
 def test_each_rule_and_loss_gives_what_one_worker_gives(world_size):
     compare_on(world_size, SAMPLE)
 
@@ -248,9 +254,11 @@ EXTRAS = {
 }
 
 
-def test_penalties_augmentation_and_adaptive_state_give_what_one_worker_gives():
-    by_rank = spawn(2, train_all, list(EXTRAS.values()), timeout_s=300)
-    for i, overrides in enumerate(EXTRAS.values()):
+@pytest.mark.parametrize("world_size", [3, pytest.param(5, marks=pytest.mark.slow)])
+def test_penalties_augmentation_and_adaptive_state_give_what_one_worker_gives(world_size):
+    cases = [overrides + UNEVEN for overrides in EXTRAS.values()]
+    by_rank = spawn(world_size, train_all, cases, timeout_s=300)
+    for i, overrides in enumerate(cases):
         expected = train_steps(LOCAL, overrides)
         for results in by_rank:
             require_equal(results[i], expected, 1e-11)
@@ -273,12 +281,18 @@ CANONICAL = ["run.reduction=canonical", "run.virtual_workers=4", "precision.dtyp
 
 
 @pytest.mark.parametrize(
-    ("world_size", "every"), [(2, 1), (4, 5), pytest.param(4, 1, marks=pytest.mark.slow)]
+    ("world_size", "virtual_workers", "every"),
+    [
+        (3, 4, 1),
+        (4, 4, 5),
+        (7, 8, 9),
+        *(pytest.param(n, 4, 1, marks=pytest.mark.slow) for n in (2, 4)),
+    ],
 )
-def test_canonical_reduction_gives_the_same_bits_as_one_worker(world_size, every):
-    cases = [CANONICAL + overrides_of(*case) for case in SAMPLE]
-    cases += [CANONICAL + overrides for overrides in EXTRAS.values()]
-    cases = cases[::every]
+def test_canonical_reduction_gives_the_same_bits_as_one_worker(world_size, virtual_workers, every):
+    cases = [overrides_of(*case) for case in SAMPLE] + list(EXTRAS.values())
+    parts = [*CANONICAL, f"run.virtual_workers={virtual_workers}", f"run.global_batch={BATCH}"]
+    cases = [overrides + parts for overrides in cases[::every]]
     expected = train_all(LOCAL, cases)
     for results in spawn(world_size, train_all, cases, timeout_s=500):
         for case, found, requested in zip(cases, results, expected, strict=True):
@@ -320,7 +334,7 @@ def newest(folder):
     return Checkpoints(Store(f"{folder}/checkpoints")).newest()
 
 
-@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_whole_canonical_runs_end_in_the_same_digest_and_metrics(world_size, tmp_path):
     overrides = WHOLE + CANONICAL[:2]
     alone = train(LOCAL, overrides, f"{tmp_path}/alone")
@@ -335,8 +349,9 @@ def test_whole_canonical_runs_end_in_the_same_digest_and_metrics(world_size, tmp
 def test_whole_fast_runs_are_equal_within_rounding(tmp_path):
     overrides = ["game.update_rule=one_stage", "run.total_samples=1200"]
     train(LOCAL, overrides, f"{tmp_path}/1")
-    spawn(3, train, overrides, f"{tmp_path}/3")
-    expected, found = newest(f"{tmp_path}/1").tensors, newest(f"{tmp_path}/3").tensors
+    spawn(2, train, [*overrides, "run.total_samples=600"], f"{tmp_path}/other")
+    spawn(5, train, overrides, f"{tmp_path}/other")  # resumes
+    expected, found = newest(f"{tmp_path}/1").tensors, newest(f"{tmp_path}/other").tensors
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(

@@ -86,14 +86,14 @@ def test_a_position_is_in_the_same_group_for_every_split_that_keeps_groups_whole
             found = set()
             for rank in range(workers):
                 positions = torch.arange(rank, batch, workers)
-                mine = Batch(torch.zeros(len(positions), 1), None, positions, 0)
+                mine = Batch(torch.zeros(len(positions), 1), None, positions, 0, batch)
                 split = FastReduction(LOCAL).split(mine, micro_batch)
                 if any(len(part) % group for part in split):
                     break
                 found |= positions_by_group(split, group)
             else:
                 assert found == expected, (workers, micro_batch)
-    everything = Batch(torch.zeros(batch, 1), None, torch.arange(batch), 0)
+    everything = Batch(torch.zeros(batch, 1), None, torch.arange(batch), 0, batch)
     assert (
         positions_by_group(CanonicalReduction(LOCAL, 4).split(everything, None), group) == expected
     )

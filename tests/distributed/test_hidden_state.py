@@ -24,7 +24,7 @@ from gatdist.runs import Sampler
 from gatdist.training.integrity import require_equal_replicas
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
-from support import refused, spawn
+from support import own_samples, refused, spawn
 
 LOCAL = LocalCommunicator(torch.device("cpu"))
 BATCH, STEPS, SHAPE = 8, 4, (3,)
@@ -177,7 +177,7 @@ def train(comm, inner, overrides=(), steps=STEPS, resume_at=None, both=True):
     except GatdistError as error:
         return str(error)
     statistics, timer = Statistics(comm.device), PhaseTimer(comm.device)
-    mine = slice(comm.rank, None, comm.world_size)
+    mine = own_samples(config, comm)
     count = config.step_samples
     for step in range(steps):
         if step == resume_at:
@@ -188,7 +188,7 @@ def train(comm, inner, overrides=(), steps=STEPS, resume_at=None, both=True):
             state.load(seen, saved)
         real = torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(step)).double()
         positions = torch.arange(count) + count * step
-        batch = Batch(real[mine], None, positions[mine], step)
+        batch = Batch(real[mine], None, positions[mine], step, len(real))
         train_step(state, rule, batch, config, statistics, timer)
     require_equal_replicas(state.tensors(), comm)
     return {name: tensor.clone() for name, tensor in state.tensors().items()}
@@ -243,7 +243,7 @@ CASES += [("all", overrides) for overrides in RULES.values()]
 CASES += [("spectral norm", RULES["alternating"]), ("stochastic depth", RULES["one_stage"])]
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world_size", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_hidden_state_canonical_workers_train_to_the_same_bits_as_one(world_size):
     cases = [(inner, [*CANONICAL, *overrides]) for inner, overrides in CASES]
     expected = train_all(LOCAL, cases)
@@ -272,7 +272,7 @@ def test_hidden_state_fast_workers_and_micro_batches_equal_one_worker_within_rou
     parts = train(
         LOCAL, inner, [f"optim.{p}.micro_batch=2" for p in ("generator", "discriminator")]
     )
-    (workers, _) = spawn(2, train, inner)
+    workers, *_ = spawn(3, train, inner)
     for found in (parts, workers):
         for name, tensor in whole.items():
             if not any(word in name for word in ("low", "seen")):  # of one sample, whichever it is
@@ -295,7 +295,7 @@ def test_hidden_state_of_skipped_step_is_restored():
         real = torch.rand(BATCH, 2, generator=torch.Generator().manual_seed(0))
         if spoil:
             real[3] = torch.nan
-        batch = Batch(real, None, torch.arange(BATCH), 0)
+        batch = Batch(real, None, torch.arange(BATCH), 0, BATCH)
         train_step(state, rule, batch, config, Statistics(LOCAL.device), PhaseTimer(LOCAL.device))
         return state.players["discriminator"].bare.inner
 
@@ -437,7 +437,7 @@ def test_unused_parameters_have_zero_gradient_for_any_number_of_workers():
         for rule in RULES.values()
     ]
     alone = train_all(LOCAL, cases)
-    for workers in (2, 4):
+    for workers in (2, 3):
         for results in spawn(workers, train_all, cases):
             for mine, expected, (_, overrides) in zip(results, alone, cases, strict=True):
                 if CANONICAL[0] in overrides:

@@ -209,7 +209,7 @@ def alone():
     return all_weights(CPU)
 
 
-@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize("workers", [2, 3, 5])
 def test_statistics_of_the_global_batch_do_not_depend_on_the_number_of_workers(workers, alone):
     for found in spawn(workers, all_weights):
         assert max(distance(found[rule], alone[rule]) for rule in RULES) < 1e-11
@@ -236,7 +236,7 @@ def test_micro_batches_and_virtual_workers_change_nothing(alone):
 def test_canonical_results_are_bit_identical():
     canonical = ["run.reduction=canonical", "run.virtual_workers=4"]
     expected = all_weights(CPU, *canonical)
-    for workers in (2, 4):
+    for workers in (2, 3):
         found, *_ = spawn(workers, all_weights, *canonical)
         for rule in RULES:
             assert distance(found[rule], expected[rule]) == 0

@@ -23,7 +23,7 @@ from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.training.graphs import StepGraphs
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
-from support import spawn
+from support import own_samples, spawn
 from tape import Tape
 
 LOCAL = LocalCommunicator(torch.device("cpu"))
@@ -41,7 +41,7 @@ FAMILIES = {  # the shape of a sample, the network and its options
     "wavegan": ((1, 1024), "wavegan", "width=2"),
     "text": ((9, 8), "text_convolutional", "width=8, blocks=1"),
 }
-MICRO_BATCHES = [f"optim.{player}.micro_batch=3" for player in BOTH]  # becomes 2, to divide 8
+MICRO_BATCHES = [f"optim.{player}.micro_batch=3" for player in BOTH]
 CANONICAL = ["run.reduction=canonical", f"run.virtual_workers={VIRTUAL_WORKERS}"]
 GAMES = [*range(12), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 200))]
 # Solving a system, or dividing by a difference of gradients, amplifies rounding errors.
@@ -110,7 +110,7 @@ def train(comm, family, overrides, steps=STEPS, resume_at=None, recorder=None):
     _randomize(state)
     play = StepGraphs(recorder) if recorder else None
     statistics, timer = Statistics(comm.device), PhaseTimer(comm.device)
-    count, mine = config.step_samples, slice(comm.rank, None, comm.world_size)
+    count, mine = config.step_samples, own_samples(config, comm)
     for step in range(steps):
         if step == resume_at:
             saved, seen = {n: t.clone() for n, t in state.tensors().items()}, state.samples_seen
@@ -122,7 +122,7 @@ def train(comm, family, overrides, steps=STEPS, resume_at=None, recorder=None):
             real = real.contiguous(memory_format=torch.channels_last)
         positions = torch.arange(count) + count * step
         labels = positions[mine] % CLASSES if classes else None
-        batch = Batch(real[mine], labels, positions[mine], step)
+        batch = Batch(real[mine], labels, positions[mine], step, count)
         train_step(state, rule, batch, config, statistics, timer, play)
     return {name: tensor.clone() for name, tensor in state.tensors().items()}
 
@@ -192,7 +192,9 @@ def train_all(comm, games):
     return [train(comm, *game) for game in games]
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "world_size", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4, 7))]
+)
 @pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 60), marks=pytest.mark.slow)])
 def test_workers_train_a_game_as_one_worker_does_and_canonically_to_the_same_bits(
     world_size, seeds

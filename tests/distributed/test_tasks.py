@@ -41,7 +41,7 @@ def alone():
     )
 
 
-@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize("workers", [2, 3, 5])
 def test_any_number_of_workers_gives_what_one_gives(workers, alone):
     for rank in spawn(workers, train_all, list(CASES.values())):
         for (name, expected), found in zip(alone.items(), rank, strict=True):

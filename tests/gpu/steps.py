@@ -32,7 +32,7 @@ def batch_of(step, config, device):
     real = real.to(device, DTYPES[config.precision.dtype])
     if config.precision.channels_last:
         real = real.contiguous(memory_format=torch.channels_last)
-    return Batch(real, None, (torch.arange(BATCH) + BATCH * step).to(device), step)
+    return Batch(real, None, (torch.arange(BATCH) + BATCH * step).to(device), step, BATCH)
 
 
 def train(device, overrides, steps=4, strict=False, records=False):

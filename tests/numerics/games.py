@@ -86,7 +86,7 @@ def rule_of(game, name, **options):
 
 def batch_of(real, step=0, labels=None):
     """Return a batch at the start of a run."""
-    return Batch(real, labels, torch.arange(len(real)) + step * len(real), step)
+    return Batch(real, labels, torch.arange(len(real)) + step * len(real), step, len(real))
 
 
 def phases_of(rule, batch, rate=0.2):

@@ -12,7 +12,7 @@ from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.training.health import Guard, LossScaler
 from gatdist.training.state import TrainState
 from gatdist.training.step import train_step
-from support import spawn
+from support import own_samples, spawn
 
 CPU = torch.device("cpu")
 SHAPE, BATCH = (3, 16, 16), 8
@@ -55,8 +55,8 @@ def train(overrides, steps=4, comm=None, shape=SHAPE):
         if config.precision.channels_last:
             real = real.contiguous(memory_format=torch.channels_last)
         positions = torch.arange(BATCH) + BATCH * step
-        mine = slice(comm.rank, None, comm.world_size)
-        batch = Batch(real[mine], None, positions[mine], step)
+        mine = own_samples(config, comm)
+        batch = Batch(real[mine], None, positions[mine], step, len(real))
         train_step(state, rule, batch, config, Statistics(CPU), PhaseTimer(CPU))
     return norms, state
 
@@ -169,7 +169,7 @@ def test_one_stage_falls_back_once_when_the_discriminator_saturates(dtype):
         the_rule = state.rule(config)
         for step in range(2):
             real = torch.randn(BATCH, *SHAPE, generator=torch.Generator().manual_seed(step))
-            batch = Batch(real.to(DTYPES[dtype]), None, torch.arange(BATCH), step)
+            batch = Batch(real.to(DTYPES[dtype]), None, torch.arange(BATCH), step, BATCH)
             train_step(state, the_rule, batch, config, Statistics(CPU), PhaseTimer(CPU))
         assert int(state.guard.tensors["nonfinite"]) == 0
         found[rule] = weights(state)

@@ -275,7 +275,7 @@ def test_the_configured_distribution_reaches_the_game():
     built = build_networks(config, (2,), 0)
     game = Game.from_config(config, *built, (2,))
     positions = torch.arange(16)
-    batch = Batch(torch.zeros(16, 2), None, positions, 0)
+    batch = Batch(torch.zeros(16, 2), None, positions, 0, 16)
     normal = draws.normal(4, "latents", positions, (config.model.latent_size,))
     expected = 2 * torch.special.ndtr(normal.double()) - 1
     torch.testing.assert_close(game.latents(batch).double(), expected, rtol=0, atol=1e-6)

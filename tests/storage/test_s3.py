@@ -19,7 +19,7 @@ from gatdist.config import DataConfig, load_config
 from gatdist.data.builtin import write_digits
 from gatdist.data.dataset import open_dataset
 from gatdist.data.loader import Loader
-from gatdist.data.order import SampleOrder
+from gatdist.data.order import SampleOrder, WorkerShare
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, read_lines
 from gatdist.storage import Store
@@ -68,8 +68,8 @@ def test_data_set_on_s3(store: Store, options: dict[str, Any]) -> None:
     here, there = open_dataset(DataConfig(url="builtin:digits")), open_dataset(config)
     assert there.fingerprint == here.fingerprint
     order = SampleOrder.from_config(load_config("digits"), there.layout)
-    share = {"global_batch": 64, "rank": 0, "world_size": 2, "position": 640}
-    with Loader(there, order, config=there.config, **share) as loader:
+    share = WorkerShare(640, 64, rank=0, world_size=2)
+    with Loader(there, order, share, config=there.config) as loader:
         for _ in range(3):
             batch = next(loader)
             samples, labels = here.read(order.indices(batch.positions.numpy()))
@@ -98,8 +98,8 @@ def test_bucket_deleted_during_reads(moto: Server, options: dict[str, Any]) -> N
     )
     dataset = open_dataset(config)
     order = SampleOrder(dataset.layout.cut_blocks(8192), seed=0, interleave=8, window=4)
-    share = {"global_batch": 64, "rank": 0, "world_size": 1, "position": 0}
-    with Loader(dataset, order, config=config, **share) as loader:
+    share = WorkerShare(0, 64, rank=0, world_size=1)
+    with Loader(dataset, order, share, config=config) as loader:
         next(loader)
         for name in store.list():
             store.delete(name)

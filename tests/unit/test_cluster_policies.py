@@ -34,13 +34,16 @@ from support import refused
 LOST = WorkerLostError("gone")
 
 
-def test_worker_counts_that_divide_the_batch():
-    config = load_config("digits", ["cluster.workers=[1, 9]"])  # a batch of 64
-    assert config.fitting_workers() == [1, 2, 4, 8]
-    canonical = ["run.reduction=canonical", "run.virtual_workers=4"]
-    assert load_config("digits", ["cluster.workers=[2, 9]", *canonical]).fitting_workers() == [2, 4]
+def test_worker_counts_that_have_a_part_of_each_batch():
+    config = load_config("digits", ["cluster.workers=[63, 99]"])  # a batch of 64
+    assert config.fitting_workers() == [63, 64]
+    canonical = load_config(
+        "digits",
+        ["cluster.workers=[2, 9]", "run.reduction=canonical", "run.virtual_workers=4"],
+    )
+    assert canonical.fitting_workers() == [2, 3, 4]
     with refused(ConfigError, "run.global_batch"):
-        load_config("digits", ["cluster.workers=[5, 7]"]).fitting_workers()
+        load_config("digits", ["cluster.workers=[65, 70]"]).fitting_workers()
     with refused(ConfigError, "cluster.workers"):
         load_config("digits", ["cluster.workers=[4, 2]"])
 

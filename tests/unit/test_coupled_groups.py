@@ -28,13 +28,14 @@ CANONICAL = ["run.reduction=canonical"]
     [
         (18, [], [1], "run.global_batch", "Use 16"),
         (2, [], [1], "run.global_batch", "Use 4"),
-        (24, [], [1, 2, 4], "cluster.workers", "--workers 3"),
+        (24, [], [4], "cluster.workers", "--workers 3"),
         (24, ["game.generator_batch=6"], [1], "game.generator_batch", "Use 4"),
-        (24, ["game.generator_batch=12"], [1, 3, 6], "cluster.workers", "--workers 3"),
-        (24, [], [8], "cluster.workers", "--workers 6"),
+        (24, ["game.generator_batch=12"], [5, 6], "cluster.workers", "--workers 3"),
+        (24, [], [4, 5, 7, 8], "cluster.workers", "--workers 6"),
         (24, [*CANONICAL, "run.virtual_workers=8"], [1], "run.virtual_workers", "Use 2"),
         (16, ["optim.generator.micro_batch=2"], [1], "optim.generator.micro_batch", "Use 4"),
         (40, ["optim.generator.micro_batch=10"], [1], "optim.generator.micro_batch", "Use 8"),
+        (16, ["optim.generator.micro_batch=7"], [1], "optim.generator.micro_batch", "Use 4"),
         (24, ["optim.discriminator.micro_batch=6"], [1], "optim.discriminator.micro_batch", "4"),
     ],
 )
@@ -51,12 +52,22 @@ def test_parts_that_split_groups_are_rejected_with_a_valid_value(
     ("overrides", "sizes"),
     [
         (["run.global_batch=24"], [1, 2, 3, 6]),
-        (["run.global_batch=16", *CANONICAL, "run.virtual_workers=4"], [1, 2, 4]),
-        (["run.global_batch=16", "optim.generator.micro_batch=7"], [1, 2, 4]),
+        (["run.global_batch=24", "game.generator_batch=16"], [1, 2]),
+        (["run.global_batch=16", *CANONICAL, "run.virtual_workers=4"], [1, 2, 3, 4, 5, 6, 7, 8]),
+        (["run.global_batch=16", "optim.generator.micro_batch=4"], [1, 2, 4]),
     ],
 )
-def test_parts_of_whole_groups_are_accepted(overrides, sizes):
-    require_whole_groups(load_config("digits", overrides), "discriminator", network(), sizes)
+def test_numbers_of_workers_that_cut_groups_are_omitted(overrides, sizes):
+    config = load_config("digits", overrides)
+    found = require_whole_groups(config, "discriminator", network(), range(1, 9))
+    assert found == sizes
+
+
+def test_an_elastic_run_uses_the_numbers_of_workers_with_whole_groups(tmp_path):
+    checked = check(settings(Judge, "cluster.workers=[3, 8]"), str(tmp_path / "run"))
+    assert checked.sizes == [4, 8]
+    with refused(ConfigError, "cluster.workers"):
+        check(settings(Judge, "cluster.workers=[5, 7]"), str(tmp_path / "run"))
 
 
 def test_group_of_one_sample_is_rejected():

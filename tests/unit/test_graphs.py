@@ -55,7 +55,7 @@ def batch_at(config, step, noise=0):
     if config.precision.channels_last:
         real = real.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (n,), generator=generator) if config.model.conditional else None
-    return Batch(real, labels, torch.arange(n) + n * step, step, noise)
+    return Batch(real, labels, torch.arange(n) + n * step, step, n, noise)
 
 
 def train(settings, recorder=None, steps=STEPS, noise=lambda step: 0, spoil=None):

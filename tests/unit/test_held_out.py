@@ -12,7 +12,7 @@ from gatdist.data.codecs.audio import encode_wav
 from gatdist.data.dataset import open_dataset
 from gatdist.data.format.shard_files import write_dataset
 from gatdist.data.loader import Loader
-from gatdist.data.order import SampleOrder
+from gatdist.data.order import SampleOrder, WorkerShare
 from gatdist.storage import Store
 from gatdist.training.plan import check
 from support import refused
@@ -50,10 +50,7 @@ def trained_on(config, workers, batches):
         loader = Loader(
             dataset,
             SampleOrder.from_config(config, dataset.layout),
-            global_batch=BATCH,
-            rank=rank,
-            world_size=workers,
-            position=0,
+            WorkerShare(0, BATCH, rank, workers),
             config=config.data,
         )
         with loader:

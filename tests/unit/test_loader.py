@@ -25,7 +25,7 @@ from gatdist.data.dataset import Dataset, open_dataset
 from gatdist.data.format.manifest import read_manifest
 from gatdist.data.format.shard_files import write_dataset
 from gatdist.data.loader import Batch, Buffers, Loader
-from gatdist.data.order import SampleOrder
+from gatdist.data.order import SampleOrder, WorkerShare
 from gatdist.storage import Store
 from support import refused
 
@@ -96,7 +96,7 @@ def loader_of(dataset: Dataset, order: SampleOrder | None = None, **options: Any
     config = dataset.config.model_copy(
         update={key: given.pop(key) for key in list(given) if key in DataConfig.model_fields}
     )
-    return Loader(dataset, order or order_of(), config=config, **given)
+    return Loader(dataset, order or order_of(), WorkerShare(**given), config=config)
 
 
 def take(loader: Loader, count: int) -> list[Batch]:
@@ -117,7 +117,7 @@ def test_batches_follow_the_order(dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
-def test_workers_share_each_global_batch(dataset: Dataset, world_size: int) -> None:
+def test_workers_share_each_global_batch_equally(dataset: Dataset, world_size: int) -> None:
     given = {"global_batch": 24, "world_size": world_size, "position": 48}
     shares = [take(loader_of(dataset, rank=r, **given), 20) for r in range(world_size)]
     order = order_of()
@@ -164,7 +164,7 @@ def test_any_settings_read_the_prefix(datasets: dict[str, Dataset], data: st.Dat
     position = batch * draw(st.integers(0, 40), "begins at batch")
     begin, shown = position, []
     for _ in range(draw(st.integers(1, 3), "attempts")):
-        world_size = draw(st.sampled_from([1, 2, 3, 4, 6]), "W")
+        world_size = draw(st.integers(1, 7), "W")
         steps = draw(st.integers(1, 8), "steps")
         for rank in range(world_size):
             given = {"global_batch": batch, "rank": rank, "world_size": world_size}

@@ -49,7 +49,7 @@ def step_on_meta(settings):
     n = config.step_samples
     for step in range(2):
         real = torch.zeros(n, 1, 8, 8, device=META)
-        batch = Batch(real, None, torch.zeros(n, dtype=torch.int64, device=META), step)
+        batch = Batch(real, None, torch.zeros(n, dtype=torch.int64, device=META), step, n)
         # Constants, which are created once, are created in the first step.
         with no_host_values() if step else nullcontext():
             train_step(state, rule, batch, config, Statistics(META), PhaseTimer(META))

@@ -56,8 +56,10 @@ def test_each_position_has_its_sample_however_it_is_requested(
 def test_all_ranks_together_show_the_prefix_whenever_their_number_changes(
     data: st.DataObject, blocks: list[int], seed: int
 ) -> None:
-    world_sizes = st.sampled_from([1, 2, 3, 4, 6, 12])
-    batch = 12 * data.draw(st.integers(1, 3), label="B / 12")
+    virtual = data.draw(st.sampled_from([0, 0, 1, 4, 8]), label="virtual workers")
+    batch = (virtual or 1) * data.draw(st.integers(1, 36 // (virtual or 1)), label="B")
+    world_sizes = st.integers(1, virtual or batch)
+    batches = data.draw(st.integers(1, 3), label="batches per step")
     interleave = data.draw(st.sampled_from([n for n in range(1, batch + 1) if batch % n == 0]), "L")
     window = data.draw(st.integers(1, 20), label="window")
     attempts = data.draw(  # each continues where the one before was interrupted
@@ -71,10 +73,14 @@ def test_all_ranks_together_show_the_prefix_whenever_their_number_changes(
             blocks, seed=seed, interleave=interleave, window=window
         )  # as resumed elsewhere
         for rank in range(world_size):
-            share = steps * batch // world_size
-            positions = WorkerShare(position, batch, rank, world_size).positions(0, share)
+            share = WorkerShare(position, batch, rank, world_size, batches, virtual)
+            positions = share.positions(0, steps * share.local_batch)
             shown += order.indices(positions).tolist()
-        position += steps * batch
+            assert (np.diff(positions) > 0).all()
+            assert share.samples_before(position + steps * batches * batch) == len(positions)
+            for i in range(0, len(positions), 5):
+                assert share.samples_before(int(positions[i])) == i
+        position += steps * batches * batch
     n = order.num_samples
     prefix = order.indices(np.arange(position)).tolist()
     assert sorted(shown) == sorted(prefix)
@@ -89,6 +95,35 @@ def test_rank_is_the_position_in_the_batch_modulo_the_ranks() -> None:
     assert positions[:6].tolist() == [241, 244, 247, 250, 253, 256]
     assert ((positions % 12) % 3 == 1).all()
     assert (share.positions(130, 150) == positions[130:150]).all()
+
+
+def test_canonical_shares_are_whole_virtual_workers_in_the_order_of_the_tree() -> None:
+    shares = [WorkerShare(0, 16, rank, 3, virtual_workers=8) for rank in range(3)]
+    # Leaves 0 to 2, 3 to 5, and 6 and 7 of the order 0 4 2 6 1 5 3 7.
+    assert [share.places.tolist() for share in shares] == [
+        [0, 2, 4, 8, 10, 12],
+        [1, 5, 6, 9, 13, 14],
+        [3, 7, 11, 15],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("batch", "interleave", "world_size", "virtual", "streams", "are_shared"),
+    [
+        (64, 64, 4, 0, 16, False),
+        (64, 64, 5, 0, 13, False),
+        (128, 64, 5, 0, 26, True),
+        (12, 4, 3, 0, 4, True),
+        (32, 16, 3, 8, 6, False),
+        (32, 2, 3, 8, 1, True),
+        (10, 4, 2, 0, 2, False),
+    ],
+)
+def test_streams_of_a_worker_and_whether_others_read_them(
+    batch: int, interleave: int, world_size: int, virtual: int, streams: int, are_shared: bool
+) -> None:
+    share = WorkerShare(0, batch, 0, world_size, virtual_workers=virtual)
+    assert share.streams(interleave) == (streams, are_shared)
 
 
 def test_epochs_and_seeds_differ() -> None:

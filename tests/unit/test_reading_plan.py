@@ -22,17 +22,19 @@ def cases(draw: st.DrawFn) -> tuple[SampleOrder, list[tuple[int, int]], dict[str
     """Draw an order, its shards, and the arguments of one worker's plan."""
     blocks = draw(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=8), min_size=1))
     shards = [(sum(sizes), sum(sizes) * draw(st.integers(100, 10**6))) for sizes in blocks]
-    world_size = draw(st.sampled_from([1, 2, 3, 4]))
+    virtual = draw(st.sampled_from([0, 0, 4, 8]))
+    world_size = draw(st.integers(1, min(5, virtual or 5)))
     interleave = draw(st.integers(1, 12))
     window = draw(st.integers(1, 20))
     sizes = [size for shard in blocks for size in shard]
     order = SampleOrder(sizes, seed=draw(st.integers(0, 99)), interleave=interleave, window=window)
-    batch = world_size * draw(st.integers(1, 9))
+    batch = virtual * draw(st.integers(1, 3)) or draw(st.integers(world_size, 36))
     given = {
         "position": batch * draw(st.integers(0, 50)),
         "global_batch": batch,
         "rank": draw(st.integers(0, world_size - 1)),
         "world_size": world_size,
+        "virtual_workers": virtual,
         "rows": window * draw(st.integers(1, 3)),
     }
     return order, shards, given

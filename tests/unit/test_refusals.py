@@ -103,8 +103,8 @@ CASES = {
         ["game.generator_batch = 129", "128"],
     ),
     "generator batch that workers can't share": (
-        ["game.generator_batch=30", "cluster.workers=4"],
-        ["game.generator_batch = 30", "4 workers"],
+        ["game.generator_batch=3", "cluster.workers=4"],
+        ["game.generator_batch = 3", "4 workers"],
     ),
     "generator batch that virtual workers can't share": (
         ["run.reduction=canonical", "game.generator_batch=30"],
@@ -120,10 +120,6 @@ CASES = {
     "canonical, more workers than virtual workers": (
         ["run.reduction=canonical", "run.virtual_workers=2", "cluster.workers=4"],
         ["cluster.workers = 4", "run.virtual_workers (2)", "--workers 2"],
-    ),
-    "canonical, three workers": (
-        ["run.reduction=canonical", "run.global_batch=48", "cluster.workers=3"],
-        ["cluster.workers = 3", "--workers 2"],
     ),
     "virtual workers, no power of two": (
         ["run.reduction=canonical", "run.virtual_workers=6"],

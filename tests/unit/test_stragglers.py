@@ -37,6 +37,16 @@ def test_even_workers_and_a_single_one_have_no_straggler():
     assert find_stragglers(even[:1], 1.5) == []
 
 
+def test_worker_with_more_samples_may_take_longer():
+    times = [worker("a", 1.0, 0.1, data=0.9)._replace(samples=2)]
+    times += [worker("b", 1.0, 0.5, data=0.5)] * 3
+    assert find_stragglers(times, 1.5) == []
+    (found,) = find_stragglers([times[0]._replace(samples=1), *times[1:]], 1.5)
+    assert found.rank == 0
+    # With half the samples, the same time is no sign of a slow worker: it may not depend on them.
+    assert find_stragglers([times[1], *[times[0]] * 3], 1.5) == []
+
+
 def test_small_difference_is_not_reported():
     """Twice the others' computation, but a tenth of the step."""
     times = [worker("a", 1.0, 0.9, data=0.1), worker("b", 1.0, 0.8, data=0.2)]

@@ -4,7 +4,8 @@ The order is a pure function of the position, so a worker plans its reads ahead,
 time: some windows of all streams. Neighbouring samples of a segment form a read range, which is
 fetched with one read and dropped after its last sample. A window covers neighbouring places of the
 reordered blocks, so its read ranges are whole blocks except at its two ends, and no byte is needed
-twice in an epoch if the number of workers divides that of the streams.
+twice in an epoch unless workers share streams. They share none if their number divides that of the
+streams.
 
 Legend: m samples in a segment, r read ranges.
 """
@@ -55,18 +56,16 @@ def memory_budget(
     *,
     sample_bytes: int,
     is_cached: bool,
-    global_batch: int,
-    world_size: int,
+    share: WorkerShare,
 ) -> MemoryBudget:
     """Divide ``data.memory_bytes``. Raises ConfigError if it or the host cache is too small."""
     if is_cached:
         _require_cache_fits(layout, order, config)
-    local_batch = global_batch // world_size
+    local_batch = share.local_batch
     batch_bytes = (config.prefetch_batches + 1) * local_batch * sample_bytes  # + 1 in use
     available = config.memory_bytes - batch_bytes - index_bytes(config)
 
-    # If workers share every stream, each needs some samples of every window.
-    streams = order.interleave if order.interleave % world_size else order.interleave // world_size
+    streams, _ = share.streams(order.interleave)
     window_samples = streams * order.window
     # The windows of a batch, and the next ones.
     at_once = 1 + -(-local_batch // window_samples)
@@ -155,7 +154,7 @@ class Plan:
         self._order, self._layout, self._share = order, layout, share
         self._keeps, self._by_block = budget.keeps, by_block or budget.keeps
         self._span = budget.rows * order.interleave
-        self._shares_streams = order.interleave % share.world_size != 0
+        _, self._shares_streams = share.streams(order.interleave)
         window_samples = order.window * order.interleave
         self._begins_in_window = share.position % order.num_samples % window_samples != 0
         self._blocks_of = order.blocks_of

@@ -50,7 +50,7 @@ class Alternating(UpdateRule):
         batch, size = step.batch, self.config.generator_batch
         if size is None:
             return batch.consecutive(self.config.num_discriminator_steps)[-1]
-        return batch.last(max(1, len(batch) * size // self.game.step_samples))
+        return batch.last(max(1, batch.total * size // self.game.step_samples))
 
     def _discriminator(self, reused: Fakes, batch: Batch) -> Observations:
         game = self.game
