@@ -7,6 +7,8 @@ place                        reached
 ``discriminator`` …          before the phase of that name; all phases of an update rule
 ``optimizer``                after a phase's gradients are reduced, before its optimizer steps
 ``log``, ``evaluation``      before metrics are written; before fakes are measured
+``members``                  before waiting for the workers of the next epoch
+``heal``                     before some of them get their state from others
 ``commit``                   before a checkpoint is handed to its writer
 ``commit/FILE``              before the writer publishes that file; ``MANIFEST.json`` is last
 ``commit/retire``            after a checkpoint is committed, before older ones are deleted

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from gatdist.cluster.aborting import GlooSockets, aborter
 from gatdist.common.errors import ClusterError, summary
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ def join(
     arrive_s: float,
     connect_s: float,
     known_hosts: Mapping[int, str] | None = None,
-) -> None:
+) -> Callable[[], None]:
     """Form the default process group; all its ``world_size`` workers call this function.
+
+    Returns a function that any thread may call, which fails all collectives of the group.
 
     Args:
         backend: ``gloo`` or ``nccl``.
@@ -71,9 +74,10 @@ def join(
                 f"{_named(hosts, hosts)} did",
                 hint="Start all of them, and open all ports between their hosts",
             )
+        sockets = GlooSockets()
         error = _within(
             connect_s + _BEYOND_S,
-            lambda: _connect(backend, device, served, rank, world_size, connect_s),
+            lambda: _connect(backend, device, served, rank, world_size, connect_s, sockets),
         )
         board.put("error", f"{board.next_number():09d} {error}" if error else "")
         if error:
@@ -88,6 +92,7 @@ def join(
         import torch
 
         torch.cuda.set_device(device)
+    return aborter(device, sockets)
 
 
 def set_collective_timeout(seconds: float) -> None:
@@ -104,6 +109,7 @@ def _connect(
     rank: int,
     world_size: int,
     limit_s: float,
+    sockets: GlooSockets,
 ) -> None:
     """Form the group and make its first collective."""
     _keep_records()
@@ -114,6 +120,7 @@ def _connect(
         torch.cuda.set_device(device)
     limit = timedelta(seconds=limit_s)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
+    sockets.exchange(store, rank, world_size)
     count = torch.ones(1, device=device)
     dist.all_reduce(count)
     if int(count) != world_size:

@@ -23,8 +23,9 @@ def reached(place: str) -> None:
     """Call the hook, if any, with the name of the place that the code has reached.
 
     Places are the phases (``data``, those of the update rule, ``optimizer``, ``log``,
-    ``evaluation``, ``commit``), ``commit/FILE`` before a file of a checkpoint is published, and
-    ``commit/retire`` before older checkpoints are deleted.
+    ``evaluation``, ``commit``), ``members`` and ``heal`` when workers change, ``commit/FILE``
+    before a file of a checkpoint is published, and ``commit/retire`` before older checkpoints are
+    deleted.
     """
     if hook is not None:
         hook(place)

@@ -13,7 +13,8 @@ _MOST_WAITING = 64
 class Statistics:
     """Count and sum of named values, in float64 on ``device``.
 
-    Every worker must add the same names between two reductions, but any number of values.
+    Every worker must add the same names between two reductions, unless :meth:`reduce` is told
+    otherwise, but any number of values.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,17 +48,23 @@ class Statistics:
         self._sums.clear()
         self._waiting.clear()
 
-    def reduce(self, comm: Communicator) -> dict[str, float]:
+    def reduce(self, comm: Communicator, *, same_names: bool = True) -> dict[str, float]:
         """Reduce all names over all workers in one collective, and reset.
+
+        Without ``same_names``, workers may have added different ones. If the collective fails,
+        nothing is reset.
 
         Returns means by name, sorted; names without a value are absent.
         """
         for name in list(self._waiting):
             self._add_up(name)
         names = sorted(self._sums)
+        if not same_names:
+            names = sorted({name for each in comm.all_gather_object(names) for name in each})
         if not names:
             return {}
-        sums = torch.stack([self._sums[name] for name in names])  # [names, 2]
-        self._sums.clear()
+        none = torch.zeros(2, dtype=torch.float64, device=self._device)
+        sums = torch.stack([self._sums.get(name, none) for name in names])  # [names, 2]
         rows = zip(names, comm.all_reduce_(sums).tolist(), strict=True)
+        self._sums.clear()
         return {name: total / count for name, (count, total) in rows if count}

@@ -49,8 +49,8 @@ class Communicator(ABC):
         """Stack every worker's ``tensor`` (equal shapes) by rank: [world_size, ...]."""
 
     @abstractmethod
-    def broadcast_(self, tensor: Tensor) -> Tensor:
-        """Overwrite ``tensor`` with worker 0's."""
+    def broadcast_(self, tensor: Tensor, source: int = 0) -> Tensor:
+        """Overwrite ``tensor`` with that of worker ``source``."""
 
     @abstractmethod
     def broadcast_object(self, value: Any) -> Any:
@@ -60,13 +60,17 @@ class Communicator(ABC):
     def all_to_all(self, rows: Tensor) -> Tensor:
         """Send row i of ``rows`` [world_size, n] to worker i: [world_size, n] by sender."""
 
-    @abstractmethod
     def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
         """Return ``module`` with worker 0's weights, wrapped so that backwards average gradients.
 
         If it is returned unwrapped (:func:`bare`), its gradients are still to be averaged.
         ``compress`` sends them as bfloat16.
         """
+        return self.wrapped(self.broadcast_module_(module), compress=compress)
+
+    @abstractmethod
+    def wrapped(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
+        """Return ``module``, which is equal on all workers, as :meth:`replicate` does."""
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """Return every worker's ``value`` by rank; it must consist of JSON values."""
@@ -106,7 +110,15 @@ class Communicator(ABC):
 
     def any(self, flag: bool) -> bool:
         """Return true on every worker if ``flag`` is true on any."""
-        return bool(self.all_reduce_(torch.tensor([float(flag)], device=self.device)).item())
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """Return on every worker, for each flag, whether it is true on any."""
+        sums = self.all_reduce_(torch.tensor([float(flag) for flag in flags], device=self.device))
+        return [total > 0 for total in sums.tolist()]
+
+    def follow(self) -> None:  # noqa: B027
+        """Take over changes of the workers by the communicator that this one uses."""
 
 
 class LocalCommunicator(Communicator):
@@ -121,7 +133,7 @@ class LocalCommunicator(Communicator):
     def all_gather(self, tensor: Tensor) -> Tensor:
         return tensor[None]
 
-    def broadcast_(self, tensor: Tensor) -> Tensor:
+    def broadcast_(self, tensor: Tensor, source: int = 0) -> Tensor:
         return tensor
 
     def broadcast_object(self, value: Any) -> Any:
@@ -130,7 +142,7 @@ class LocalCommunicator(Communicator):
     def all_to_all(self, rows: Tensor) -> Tensor:
         return rows
 
-    def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
+    def wrapped(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
         return module
 
 
@@ -159,11 +171,11 @@ class TorchCommunicator(Communicator):
             self._all_gather(rows.view(-1), tensor.contiguous().view(-1))
         return rows
 
-    def broadcast_(self, tensor: Tensor) -> Tensor:
+    def broadcast_(self, tensor: Tensor, source: int = 0) -> Tensor:
         plain = tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor
         sent = plain.contiguous()
         with _range():
-            self._dist.broadcast(sent, src=0)
+            self._dist.broadcast(sent, src=source)
         if sent is not plain:
             plain.copy_(sent)
         return tensor
@@ -183,7 +195,7 @@ class TorchCommunicator(Communicator):
             self._dist.all_to_all_single(received, rows.contiguous())
         return received
 
-    def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
+    def wrapped(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
         # One wrapper per network: a common one could not separate the phases.
         if self.world_size == 1:
             return module
@@ -192,6 +204,7 @@ class TorchCommunicator(Communicator):
         replicated = DistributedDataParallel(
             module,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            init_sync=False,
             forward_sync_buffers=False,
             gradient_as_bucket_view=True,
         )
@@ -229,10 +242,27 @@ def _range() -> AbstractContextManager[object]:
     return record_function("communication")
 
 
+class Replica(nn.Module):
+    """A network in the wrapper of the present workers, which another one may replace."""
+
+    def __init__(self, network: nn.Module, wrapper: nn.Module) -> None:
+        super().__init__()
+        self.module = network
+        self.use(wrapper)
+
+    def use(self, wrapper: nn.Module) -> None:
+        """Compute in ``wrapper`` of the same network from now on."""
+        self.__dict__["wrapper"] = wrapper  # not a second submodule
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__["wrapper"](*args, **kwargs)
+
+
 def without_reduction(module: nn.Module) -> AbstractContextManager[object]:
     """Let backwards of a replicated module only add to ``.grad`` in this context."""
     from torch.nn.parallel import DistributedDataParallel
 
+    module = module.__dict__["wrapper"] if isinstance(module, Replica) else module
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
@@ -240,6 +270,6 @@ def bare(module: nn.Module) -> nn.Module:
     """Return the network inside :meth:`Communicator.replicate`'s wrapper."""
     from torch.nn.parallel import DistributedDataParallel
 
-    inner = module.module if isinstance(module, DistributedDataParallel) else module
-    assert isinstance(inner, nn.Module)
-    return inner
+    if isinstance(module, (Replica, DistributedDataParallel)):
+        module = module.module
+    return module

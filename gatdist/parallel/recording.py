@@ -110,6 +110,9 @@ class OutsideCommunicator(Communicator):
         super().__init__(inner.rank, inner.world_size, inner.device)
         self._inner, self._recorder = inner, recorder
 
+    def follow(self) -> None:
+        super().__init__(self._inner.rank, self._inner.world_size, self._inner.device)
+
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         self._recorder.outside(lambda: self._inner.all_reduce_(tensor))
         return tensor
@@ -124,15 +127,15 @@ class OutsideCommunicator(Communicator):
         self._recorder.outside(lambda: received.copy_(self._inner.all_to_all(rows)))
         return received
 
-    def broadcast_(self, tensor: Tensor) -> Tensor:
-        self._recorder.outside(lambda: self._inner.broadcast_(tensor))
+    def broadcast_(self, tensor: Tensor, source: int = 0) -> Tensor:
+        self._recorder.outside(lambda: self._inner.broadcast_(tensor, source))
         return tensor
 
     def broadcast_object(self, value: object) -> object:
         return self._inner.broadcast_object(value)
 
-    def replicate(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
-        return self.broadcast_module_(module)
+    def wrapped(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
+        return module
 
 
 def cuda_recorder(device: torch.device) -> Recorder | None:

@@ -81,6 +81,12 @@ class StepGraphs:
                     self._recordings[kind] = self._record(play)
             return self._recordings[kind].replayed()
 
+    def clear(self) -> None:
+        """Forget all graphs: batches may have another size from now on."""
+        self._inputs = None
+        self._steps.clear()
+        self._recordings.clear()
+
     def _record(self, play: Callable[[], StepMetrics]) -> _Recording:
         def played() -> tuple[StepMetrics, Tensor]:
             metrics = play()

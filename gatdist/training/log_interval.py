@@ -32,6 +32,7 @@ class LogInterval:
         timer: times its phases.
         wall_time_s: training time over all attempts.
         steps_between_polls: steps between checks for a request to stop; identical on every rank.
+        is_uneven: whether workers may have made different numbers of steps.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class LogInterval:
     ) -> None:
         self._config, self._comm, self._state, self._rule = config, comm, state, rule
         self._dataset = dataset
-        self._emit: Emit = emit if comm.is_main else lambda kind, fields: None
+        self._emit = emit
         self.statistics = Statistics(comm.device)
         self.timer = PhaseTimer(comm.device, on_enter=progress.enter)
         self.wall_time_s = 0.0
@@ -55,12 +56,19 @@ class LogInterval:
         self._reported: set[str] = set()
         self._bad: dict[int, str] = {}
         self._slow: set[int] = set()
+        self.is_uneven = False
         self.start()
 
     def start(self) -> None:
         self._steps = 0
+        self.is_uneven = False
         self._comm.take_communication_s()  # of evaluations and commits
         self._began = time.perf_counter()
+
+    def change_workers(self) -> None:
+        """Go on with other workers, who may have made no step in this interval."""
+        self.is_uneven = True
+        self.steps_between_polls = 1
 
     def note(self, message: str) -> None:
         """Show a message at the end of the interval. Any thread of any worker may call it."""
@@ -72,21 +80,27 @@ class LogInterval:
     def summary(self, loader: AnyLoader) -> dict[str, Any]:
         """Return means since :meth:`start`, identical on every rank; show notes and warnings.
 
+        Empty if no worker has made a step.
+
         Raises:
             DataError: the workers together found too many bad samples.
         """
+        if self.is_uneven and not any(self._comm.all_gather_object(self._steps)):
+            return {}
         elapsed_s = time.perf_counter() - self._began
         self.wall_time_s += elapsed_s
         # Means of the workers' clocks, so that decisions are identical on every rank.
-        seconds = self.timer.collect(self._steps) | {
-            "time/step_s": elapsed_s / self._steps,
-            "time/communication_s": self._comm.take_communication_s() / self._steps,
-        }
+        seconds = {}
+        if self._steps:
+            seconds = self.timer.collect(self._steps) | {
+                "time/step_s": elapsed_s / self._steps,
+                "time/communication_s": self._comm.take_communication_s() / self._steps,
+            }
         for tag, value in (seconds | loader.take_counts()).items():
             self.statistics.add(
                 tag, torch.tensor(value, dtype=torch.float64, device=self._comm.device)
             )
-        values = self.statistics.reduce(self._comm)
+        values = self.statistics.reduce(self._comm, same_names=not self.is_uneven)
         for tag in ("data/bytes_fetched", "data/cache_hits"):
             values[tag] *= self._comm.world_size  # of all workers
         step_s = values["time/step_s"]
@@ -128,8 +142,9 @@ class LogInterval:
         self._rule.notes.clear()
         gathered = self._comm.all_gather_object(mine)
         self._report_bad(values, [one["bad"] for one in gathered])
-        times = [WorkerTimes(one["host"], one["seconds"], one["samples"]) for one in gathered]
-        self._report_slow(values, times)
+        if all(one["seconds"] for one in gathered):
+            times = [WorkerTimes(one["host"], one["seconds"], one["samples"]) for one in gathered]
+            self._report_slow(values, times)
         for note in sorted({note for one in gathered for note in one["notes"]} - self._reported):
             self._reported.add(note)
             self._emit("note", {"message": note})

@@ -20,6 +20,8 @@ from gatdist.common.errors import (
     Interruption,
     PluginError,
     TrainingError,
+    is_lost_connection,
+    summary,
 )
 from gatdist.common.numerics import nondeterministic_operator
 from gatdist.common.position import here
@@ -34,6 +36,7 @@ from gatdist.evaluation.metrics import higher_is_better
 from gatdist.evaluation.validation import open_validation
 from gatdist.models import is_built_in
 from gatdist.parallel.communicator import Communicator
+from gatdist.parallel.members import Members
 from gatdist.parallel.places import places
 from gatdist.parallel.recording import cuda_recorder
 from gatdist.runs import (
@@ -47,6 +50,7 @@ from gatdist.runs import (
     require_saved_state,
 )
 from gatdist.storage import Store
+from gatdist.training.agreement import NOTHING, Agreement, Standing, agree
 from gatdist.training.batch_norm import recompute
 from gatdist.training.copies import Copies
 from gatdist.training.graphs import StepGraphs
@@ -58,6 +62,7 @@ from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.state import TrainState
 from gatdist.training.step import as_configured, to_device, train_step
+from gatdist.training.step_start import StepStart
 
 _POLL_S = 1.0  # of storage, while waiting for a checkpoint
 
@@ -75,12 +80,17 @@ def run(
 ) -> dict[str, Any]:
     """Train until ``run.total_samples``, convergence, or a request to stop; resume if possible.
 
+    If ``comm`` is a :class:`~gatdist.parallel.members.Members`, workers may leave and join. When
+    one is lost, the others undo the step in progress and repeat it without it. A worker that joins
+    gets the state of the others at the end of a step.
+
     Args:
         config: of the run.
         comm: the workers; every one of them calls this function.
         run_dir: the run directory.
         should_stop: true on any worker stops all of them after a checkpoint.
-        emit: called on worker 0 with events for the user: a kind and JSON values.
+        emit: called on worker 0, whichever that is, with events for the user: a kind and JSON
+            values.
         progress: updated with this worker's position.
         reason: for ``attempts.jsonl``: why the run is started; "": how it stood before.
 
@@ -144,7 +154,9 @@ class _Loop:
         reason: str,
         workers: list[dict[str, Any]],
     ) -> None:
-        self.config, self.comm, self.should_stop, self.emit = config, comm, should_stop, emit
+        self.config, self.comm, self.should_stop = config, comm, should_stop
+        self.emit: Emit = lambda kind, fields: emit(kind, fields) if comm.is_main else None
+        self.members = comm if isinstance(comm, Members) else None
         self.progress, self.reason, self.workers = progress, reason, workers
         config.check_workers(comm.world_size)
         import_plugins(config.plugins)
@@ -174,7 +186,7 @@ class _Loop:
             config.run.convergence, higher_is_better=higher.get("run.convergence.metric", False)
         )
         self.interval = LogInterval(
-            config, comm, self.state, self.rule, self.dataset, emit, progress
+            config, comm, self.state, self.rule, self.dataset, self.emit, progress
         )
         if config.precision.cuda_graphs and not recorder:
             self.interval.note(
@@ -186,17 +198,7 @@ class _Loop:
             self.interval.note(
                 "evaluation and previews use the training data: set data.held_out or evaluate.url"
             )
-        self.evaluator = Evaluator(
-            config.evaluate,
-            self.validation,
-            comm,
-            comm.device,
-            conditional=config.model.conditional,
-            exact=config.run.reduction == "canonical",
-            at_once=config.at_once(comm.world_size, comm.device.type),
-            training=self.dataset,
-            has_pairs=has_inputs,
-        )
+        self.evaluator = self._new_evaluator()
         self.outcome: dict[str, Any] = {
             "status": "new",
             "reason": "",
@@ -205,6 +207,13 @@ class _Loop:
         }
         self.counted = self._counts()
         self.rolls_back = False
+        self.changes_members = False
+        self.start = StepStart(self.state)
+        self.place = workers[comm.rank]  # what this worker runs on
+        # Whether it holds a state from which training can go on.
+        self.is_whole = not (self.members and self.members.is_joining)
+        self.settled = 0  # samples seen by the last step that was logged and so on, if that was due
+        self.committed = -1  # samples seen by the last checkpoint that worker 0 has begun to write
         self.background = Background("run-directory")
         self.skips, self.unwritten_metrics = False, list[dict[str, Any]]()
         self.evaluations = Evaluations(run_dir)
@@ -219,10 +228,25 @@ class _Loop:
             may_commit=self.directory.require_current,
             background=self.background,
             on_commit=self.directory.note_commit,
-            on_warning=lambda message: emit("warning", {"message": message}),
+            on_warning=lambda message: self.emit("warning", {"message": message}),
             measured=self.evaluations.metrics,
         )
-        self._resume()
+        if self.is_whole:
+            self._resume()
+
+    def _new_evaluator(self) -> Evaluator:
+        config = self.config
+        return Evaluator(
+            config.evaluate,
+            self.validation,
+            self.comm,
+            self.comm.device,
+            conditional=config.model.conditional,
+            exact=config.run.reduction == "canonical",
+            at_once=config.at_once(self.comm.world_size, self.comm.device.type),
+            training=self.dataset,
+            has_pairs=self.state.game.task.has_inputs,
+        )
 
     def is_over(self) -> bool:
         """Return whether the checkpoint that was found is the end of the run."""
@@ -232,20 +256,29 @@ class _Loop:
         return self.outcome["status"] == "finished" and all_seen
 
     def run(self) -> dict[str, Any]:
+        if not self.is_whole:
+            self._change_members()
         config = self.config
         note = self._note if self.comm.is_main else self.interval.note
         self.profiler = Profiler(config, self.comm, self.interval.timer, note)
         with ExitStack() as stack:
             stack.enter_context(closing(self.background))
-            self.recorder = stack.enter_context(closing(self._recorder()))
+            self.recorder = self._recorder()
+            stack.callback(lambda: self.recorder.close())
             stack.enter_context(closing(self.profiler))
             if config.precision.compile:
                 stack.enter_context(self.progress.compiling())
             if config.health.may_roll_back and self.state.samples_seen == 0:
                 self._commit()  # there must be something to go back to
-            over = self.evaluating is not None and self._evaluate()
+            over = False
             while not over:
-                over = self._train()
+                try:
+                    over = self.evaluating is not None and self._evaluate()
+                    over = over or self._train()
+                except RuntimeError as error:
+                    if self.members is None or not is_lost_connection(error):
+                        raise
+                    self._change_members(summary(error))
             self._write_profile()
             self.progress.is_ending = True
             with self.progress.lengthy():
@@ -274,9 +307,14 @@ class _Loop:
             self.dataset, self.orders, self.config, self.comm, position=self.state.samples_seen
         )
         with self.loader as batches:
-            self.interval.start()
-            over, statistics, timer = False, self.interval.statistics, self.interval.timer
-            while not over:
+            if not self.interval.is_uneven:
+                self.interval.start()
+            statistics, timer = self.interval.statistics, self.interval.timer
+            # After a change of workers, what followed the last step may be still to be done.
+            over = self.settled < self.state.samples_seen and self._settle()
+            while not over and not self.changes_members:
+                if self.members:
+                    self.start.begin()
                 with self.profiler.step(self._steps_made):
                     with timer("data"):
                         batch = self.to_device(
@@ -285,16 +323,19 @@ class _Loop:
                     train_step(
                         self.state, self.rule, batch, self.config, statistics, timer, self.graphs
                     )
+                    self.start.end()
                     self.interval.step()
                     here.step += 1
                     self.progress.step(self.state.samples_seen)
-                    over = self._after_step()
+                    over = self._settle()
                 if self.profiler.is_due(self._steps_made):
                     self._write_profile()
                 if self.rolls_back:
                     self._roll_back()
                     return False
-        return True
+        if self.changes_members and not over:
+            self._change_members()
+        return over
 
     @property
     def _steps_made(self) -> int:
@@ -307,6 +348,11 @@ class _Loop:
 
     def _note(self, message: str) -> None:
         self.emit("note", {"message": message})
+
+    def _settle(self) -> bool:
+        over = self._after_step()
+        self.settled = self.state.samples_seen
+        return over
 
     def _after_step(self) -> bool:
         """Log, evaluate and checkpoint when due. Return whether the run is over."""
@@ -331,16 +377,17 @@ class _Loop:
             self._recompute_statistics()
         if over or is_log_step:
             values = self.interval.summary(self.loader)
-            self._judge_health(values, decides=is_log_step)
-            if self.rolls_back:
-                self.recorder.log(values)
-                return False
-            if evaluates:
-                self.evaluating = values
-                self.evaluated_attempt = self.directory.attempt
-                self._commit()
-                return stops or self._evaluate()
-            self._log(values)
+            if values:
+                self._judge_health(values, decides=is_log_step)
+                if self.rolls_back:
+                    self.recorder.log(values)
+                    return False
+                if evaluates:
+                    self.evaluating = values
+                    self.evaluated_attempt = self.directory.attempt
+                    self._commit()
+                    return stops or self._evaluate()
+                self._log(values)
         if commits:
             self._commit(must=over or self.config.health.may_roll_back)
         return over
@@ -368,9 +415,15 @@ class _Loop:
         return bool(interval) and seen // interval > (seen - self.config.step_samples) // interval
 
     def _interrupted(self) -> bool:
-        """Return whether any worker was asked to stop; all learn it after the same step."""
-        is_time = self._steps_made % self.interval.steps_between_polls == 0
-        return is_time and self.comm.any(self.should_stop())
+        """Return whether any worker was asked to stop; all learn it after the same step.
+
+        They also learn whether the workers are to change after this step.
+        """
+        if self._steps_made % self.interval.steps_between_polls:
+            return False
+        is_due = self.members is not None and self.members.is_due()
+        stops, self.changes_members = self.comm.any_of(self.should_stop(), is_due)
+        return stops
 
     def _judge_health(self, values: dict[str, Any], *, decides: bool) -> None:
         """Report skipped steps, and decide what follows unless the run is only interrupted.
@@ -430,6 +483,7 @@ class _Loop:
             self.outcome | {"convergence": self.convergence.state()},
         )
         self.evaluating = None
+        self.settled = samples_seen
         return status != "running"
 
     def _average_sampler(self, stream: str) -> Sampler | Mapped:
@@ -453,7 +507,7 @@ class _Loop:
         self.progress.enter("commit")
         self.intact.require()
         require_equal_replicas(self.state.tensors(), self.comm)
-        if not self.comm.is_main:
+        if not self.comm.is_main or self.committed == self.state.samples_seen:
             return
         if not must and not self.checkpoints.is_free():
             if not self.skips:
@@ -466,6 +520,7 @@ class _Loop:
         samples_seen = self.state.samples_seen
         self._await_checkpoint()
         state = self._checkpoint_state()
+        self.committed = samples_seen
         self.recorder.before_commit(state)
         with record_function("commit"):
             written = self.checkpoints.save(
@@ -518,6 +573,89 @@ class _Loop:
                 f"back at {self.state.samples_seen:,} samples, with noise stream {rollbacks}"
             )
 
+    def _change_members(self, reason: str = "") -> None:
+        """Go on with other workers, from the last step that one of those that stay has made.
+
+        Args:
+            reason: why the last epoch ended, if not by agreement at the end of a step.
+
+        Raises:
+            RetryableError: this worker can't go on.
+        """
+        while True:
+            try:
+                self._begin_epoch(reason)
+                return
+            except RuntimeError as error:  # one more was lost meanwhile
+                if not is_lost_connection(error):
+                    raise
+                reason = summary(error)
+
+    def _begin_epoch(self, reason: str) -> None:
+        members = self.members
+        assert members is not None
+        began, before = time.perf_counter(), members.world_size * self.is_whole
+        was_main = members.is_main and self.is_whole
+        self.progress.enter("members")
+        with self.progress.lengthy():
+            members.change(reason)
+        here.rank = members.rank
+        undone = self.start.undo()
+        agreement = agree(
+            members,
+            Standing(
+                (self.state.samples_seen, self.settled) if self.is_whole else NOTHING,
+                self._checkpoint_state() if self.is_whole else None,
+                self.place,
+                was_main,
+            ),
+        )
+        if not agreement.is_shared:
+            self.is_whole = members.rank in agreement.sources
+            self.progress.enter("heal")
+            self.state.share(agreement.sources)
+        assert agreement.newest.state is not None
+        self._take_over(agreement.newest.state)
+        self.settled = agreement.newest.reached[1]
+        self.is_whole = True
+        require_equal_replicas(self.state.tensors(), members)
+        here.step = self._steps_made
+        self.progress.step(self.state.samples_seen)
+        self.changes_members = False
+        self.interval.change_workers()
+        self.evaluator = self._new_evaluator()  # what it has prepared, a worker that joins has not
+        if self.graphs:
+            self.graphs.clear()
+            self.state.reduction.comm.follow()
+        if not agreement.workers[0].was_main:
+            self._change_main(agreement, reason)
+        here.attempt = members.broadcast_object(self.directory.attempt)
+        self.emit(
+            "members",
+            {
+                "workers": members.world_size,
+                "before": before,
+                "reason": reason,
+                "samples_seen": self.state.samples_seen,
+                "steps_undone": int(undone),
+                "seconds": time.perf_counter() - began,
+            },
+        )
+
+    def _change_main(self, agreement: Agreement, reason: str) -> None:
+        """Let rank 0 write from now on, and first a checkpoint: the last one may be incomplete."""
+
+        def take() -> None:
+            places = [worker.place for worker in agreement.workers]
+            hosts = [place["host"] for place in places]
+            self.directory.start_attempt(hosts, self.state.samples_seen, reason, places)
+
+        self.comm.of_main(take)
+        self.recorder = self._recorder()
+        self.committed = -1
+        self.evaluated_attempt = self.directory.attempt
+        self._commit()
+
     def _load_newest(self) -> bool:
         """Restore the newest complete checkpoint on every worker; return false without one.
 
@@ -543,17 +681,23 @@ class _Loop:
             return False
         subject = f"{self.directory.store.url}: {saved['name']}"
         self.state.load(saved["samples_seen"], tensors, subject)
-        self.state.rollbacks = saved["rollbacks"]
-        self.counted = Counts(**saved["counted"])
+        self._take_over(saved)
+        self.evaluated_attempt = saved["attempt"]
         here.step = self._steps_made
         self.progress.start(self.state.samples_seen)
+        self.settled, self.committed = self.state.samples_seen, -1
+        return True
+
+    def _take_over(self, saved: dict[str, Any]) -> None:
+        """Restore what :meth:`_checkpoint_state` has returned, beside the tensors."""
+        self.state.samples_seen = saved["samples_seen"]
+        self.state.rollbacks = saved["rollbacks"]
+        self.counted = Counts(**saved["counted"])
         self.evaluating = saved["evaluating"]
-        self.evaluated_attempt = saved["attempt"]
         self.outcome = {key: saved[key] for key in self.outcome}
         self.convergence.load(saved["convergence"])
         self.interval.wall_time_s = saved["wall_time_s"]
         self.unwritten_metrics = saved.get("unwritten_metrics", [])
-        return True
 
     def _resume(self) -> None:
         """Restore the newest complete checkpoint if there is one, and number this attempt."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -164,6 +164,20 @@ class TrainState:
         for tensor in mine.values():
             comm.broadcast_(tensor)
         self.samples_seen = samples_seen
+        self.loaded()
+
+    @torch.no_grad()
+    def share(self, sources: Sequence[int]) -> None:
+        """Copy the state of the workers ``sources``, who hold the same one, to all workers.
+
+        Each source sends its share of the tensors.
+        """
+        for number, tensor in enumerate(self.tensors().values()):
+            self.reduction.comm.broadcast_(tensor, sources[number % len(sources)])
+        self.loaded()
+
+    def loaded(self) -> None:
+        """Take note that tensors were overwritten."""
         if self._rule:
             self._rule.loaded()
 

@@ -1,0 +1,270 @@
+"""Workers that come and go in a run, in processes of their own, without Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import cache
+from multiprocessing import current_process, get_context
+from multiprocessing.managers import BaseManager
+from pathlib import Path
+from typing import Any
+
+from gatdist.cluster.membership import Roster, Seat
+from gatdist.common.errors import WorkerLostError
+
+PRELOADED = ["pytest", "hypothesis", "torch.distributed", "gatdist.training.loop"]
+PATIENCE_S = 10.0
+
+
+class Served:
+    """A roster that processes share, what workers report, and their outcomes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._events: list[tuple[str, dict[str, Any]]] = []
+        self._outcomes: dict[str, Any] = {}
+        self._steps: dict[str, tuple[str, int]] = {}
+
+    def begin(self, sizes: list[int], members: list[str]) -> None:
+        self._roster = Roster(sizes, members, PATIENCE_S)
+
+    def arrive(self, worker: str, meets_at: tuple[str, int], reason: str) -> None:
+        with self._lock:
+            self._roster.arrive(worker, meets_at, worker, reason, time.monotonic())
+
+    def lose(self, worker: str) -> None:
+        with self._lock:
+            self._roster.lose(worker, time.monotonic())
+
+    def leave(self, worker: str) -> None:
+        with self._lock:
+            self._roster.leave(worker)
+
+    def seat(self, worker: str) -> tuple[Seat | None, bool]:
+        with self._lock:
+            self._roster.look(time.monotonic())
+            return self._roster.seat(worker), self._roster.is_member(worker)
+
+    def orders(self, worker: str, phase: str, step: int) -> tuple[int, bool, bool]:
+        with self._lock:
+            self._steps[worker] = phase, step
+            return self._roster.epoch, self._roster.has_ended, self._roster.is_due
+
+    def steps(self) -> dict[str, tuple[str, int]]:
+        return dict(self._steps)
+
+    def emit(self, kind: str, fields: dict[str, Any]) -> None:
+        self._events.append((kind, fields))
+
+    def events(self) -> list[tuple[str, dict[str, Any]]]:
+        return list(self._events)
+
+    def finish(self, worker: str, outcome: Any) -> None:
+        self._outcomes[worker] = outcome
+        if isinstance(outcome, dict):
+            self._roster.end()
+
+    def outcomes(self) -> dict[str, Any]:
+        return dict(self._outcomes)
+
+
+class _Manager(BaseManager):
+    pass
+
+
+@cache
+def _the_one() -> Served:
+    """Return what all processes share; called in the manager's process."""
+    return Served()
+
+
+_Manager.register("served", callable=_the_one)
+
+
+class _Channel:
+    def __init__(self, served: Any, worker: str) -> None:
+        self.served, self.worker, self.due = served, worker, False
+
+    def arrive(self, meets_at: tuple[str, int], reason: str) -> None:
+        self.served.arrive(self.worker, meets_at, reason)
+
+    def seat(self) -> Seat | None:
+        seat, is_member = self.served.seat(self.worker)
+        if not is_member:
+            raise WorkerLostError("this worker does not take part any more")
+        return seat
+
+    def is_due(self) -> bool:
+        return self.due
+
+
+def _free_address() -> tuple[str, int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return "127.0.0.1", listener.getsockname()[1]
+
+
+def _work(
+    address: Any, key: bytes, worker: str, seat: Seat | None, config: Any, run_dir: str, env: Any
+) -> None:
+    os.environ.update(env)
+    sys.path.append(str(Path(run_dir).parent))  # of plugins
+    import torch
+    import torch.distributed as dist
+
+    from gatdist.cluster.membership import RosterMembership
+    from gatdist.cluster.rendezvous import join, set_collective_timeout
+    from gatdist.common.errors import GatdistError
+    from gatdist.parallel.communicator import LocalCommunicator, TorchCommunicator
+    from gatdist.parallel.members import Members
+    from gatdist.storage import Store
+    from gatdist.training.loop import run
+    from gatdist.training.progress import Progress
+
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    manager = _Manager(address=address, authkey=key)
+    manager.connect()
+    served = manager.served()  # type: ignore[attr-defined]
+    channel, progress = _Channel(served, worker), Progress()
+    present = [0]
+
+    def form(seat: Seat) -> Any:
+        if seat.world_size == 1:
+            present[0] = seat.epoch
+            return LocalCommunicator(device), lambda: None
+        abort = join(
+            "gloo",
+            device,
+            rank=seat.rank,
+            world_size=seat.world_size,
+            master=seat.master,
+            host=worker,
+            arrive_s=20,
+            connect_s=20,
+        )
+        set_collective_timeout(86400)
+        present[0] = seat.epoch
+        return TorchCommunicator(device), abort
+
+    def end() -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    first, abort = form(seat) if seat else (None, lambda: None)
+    membership = RosterMembership(channel, form, end, _free_address, abort, wait_s=120)
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.1):
+            report = progress.report()
+            epoch, has_ended, channel.due = served.orders(worker, report["phase"], report["step"])
+            if has_ended and epoch == present[0]:
+                membership.abort()
+
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        comm = Members(first, membership, device)
+        outcome = run(config, comm, Store(run_dir), emit=served.emit, progress=progress)
+        served.finish(worker, outcome)
+    except GatdistError as error:
+        served.finish(worker, f"{type(error).__name__}: {error}")
+    finally:
+        over.set()
+        end()
+
+
+class Workers:
+    """Processes that train together, and may be killed, stopped and added.
+
+    Args:
+        sizes: numbers of workers that an epoch may have.
+        count: number of workers to begin with.
+        config: of the run.
+        run_dir: its folder.
+    """
+
+    def __init__(self, sizes: list[int], count: int, config: Any, run_dir: str) -> None:
+        self._context = get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
+        names = [f"w{i}" for i in range(count)]
+        self._manager = _Manager(ctx=self._context)
+        self._manager.start()
+        self.served: Any = self._manager.served()  # type: ignore[attr-defined]
+        self.served.begin(sizes, names)
+        self._config, self._run_dir = config, run_dir
+        self.processes: dict[str, Any] = {}
+        hosts, master = dict(enumerate(names)), _free_address()
+        for rank, name in enumerate(names):
+            self._start(name, Seat(1, rank, count, master, hosts))
+
+    def add(self) -> str:
+        """Start one more worker, which joins the run; return its name."""
+        name = f"w{len(self.processes)}"
+        self._start(name, None)
+        return name
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """Send a worker a signal; one that is killed counts as lost once it is."""
+        os.kill(self.processes[name].pid, number)
+        if number == signal.SIGKILL:
+            self.processes[name].join()
+            self.served.lose(name)
+
+    def lose_dead(self) -> set[str]:
+        """Take note of workers that have died; return their names."""
+        dead = {name for name, process in self.processes.items() if process.exitcode}
+        for name in dead:
+            self.served.lose(name)
+        return dead
+
+    def until(self, condition: Callable[[], Any], limit_s: float = 60.0) -> Any:
+        """Wait until ``condition`` is true, and return its value."""
+        until = time.monotonic() + limit_s
+        while not (found := condition()):
+            self.lose_dead()
+            assert time.monotonic() < until, (self.served.steps(), self.served.outcomes())
+            time.sleep(0.01)
+        return found
+
+    def step_of(self, name: str) -> int:
+        return self.served.steps().get(name, ("", -1))[1]
+
+    def phase_of(self, name: str) -> str:
+        return self.served.steps().get(name, ("", -1))[0]
+
+    def finish(self, limit_s: float = 120.0) -> dict[str, Any]:
+        """Wait for the end of all workers, and return their outcomes."""
+        for process in self.processes.values():
+            process.join(limit_s)
+            assert not process.is_alive(), (self.served.steps(), self.served.outcomes())
+        return self.served.outcomes()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.join()
+        self._manager.shutdown()
+
+    def _start(self, name: str, seat: Seat | None) -> None:
+        arguments = (
+            self._manager.address,
+            bytes(current_process().authkey),
+            name,
+            seat,
+            self._config,
+            self._run_dir,
+            dict(os.environ),
+        )
+        process = self._context.Process(target=_work, args=arguments)
+        process.start()
+        self.processes[name] = process

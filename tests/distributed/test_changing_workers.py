@@ -1,0 +1,207 @@
+"""A run goes on, with the bytes of an undisturbed one, when workers are lost or join."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from changing_workers import Workers
+from faulty_runs import HEAD
+from gatdist.config import load_config
+from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.runs import Checkpoints
+from gatdist.storage import Store
+from gatdist.training.loop import run
+
+TOTAL = 1920
+SETTINGS = [
+    f"run.total_samples={TOTAL}",
+    "run.global_batch=16",
+    "run.reduction=canonical",
+    "run.virtual_workers=4",
+    "run.log_every_samples=160",
+    "run.checkpoint_every_samples=640",
+    'model.generator={name="residual", width=8}',
+    'model.discriminator={name="residual", width=8}',
+    'game.augmentation={name="ada", adjust_samples=20000}',
+    "game.penalties={r1={strength=1.0, every_steps=4}, lecam={strength=0.1}}",
+    'model.spectral_norm=["discriminator"]',
+    "evaluate.every_samples=960",
+    'evaluate.metrics=["fid"]',
+]
+
+FAST = [s for s in SETTINGS if "canonical" not in s and "virtual" not in s]
+
+
+def config():
+    return load_config("digits", SETTINGS)
+
+
+def digest(folder):
+    return Checkpoints(Store(str(folder)).child("checkpoints")).newest().digest()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(config(), LocalCommunicator(torch.device("cpu")), Store(str(folder)))
+    return digest(folder)
+
+
+def changes(workers):
+    """Return (workers, samples seen, undone steps) of each change of workers."""
+    fields = [fields for kind, fields in workers.served.events() if kind == "members"]
+    return [(f["workers"], f["samples_seen"], f["steps_undone"]) for f in fields]
+
+
+@pytest.mark.parametrize("victim", ["w0", "w1"])
+def test_the_other_worker_goes_on(victim, undisturbed, tmp_path):
+    with Workers([1, 2], 2, config(), str(tmp_path)) as workers:
+        workers.until(lambda: workers.step_of(victim) > 10)
+        workers.kill(victim)
+        outcomes = workers.finish()
+    assert outcomes.keys() == {"w0", "w1"} - {victim}
+    assert digest(tmp_path) == undisturbed
+
+
+def test_a_replacement_gets_the_state_from_the_others(undisturbed, tmp_path):
+    """Of a fixed size, the others wait for it."""
+    with Workers([2], 2, config(), str(tmp_path)) as workers:
+        workers.until(lambda: workers.step_of("w1") > 10)
+        workers.kill("w1")
+        new = workers.add()
+        outcomes = workers.finish()
+        assert outcomes.keys() == {"w0", new}
+        ((count, _, undone),) = changes(workers)
+    assert (count, undone) == (2, 1)
+    assert digest(tmp_path) == undisturbed
+
+
+def test_workers_join_and_leave_at_the_end_of_a_step(undisturbed, tmp_path):
+    """1 → 2 → 4 → 2 workers."""
+    with Workers([1, 2, 4], 1, config(), str(tmp_path)) as workers:
+        workers.until(lambda: workers.step_of("w0") > 2)
+        workers.add()
+        workers.until(lambda: len(changes(workers)) == 1)
+        for _ in range(2):
+            workers.add()
+        workers.until(lambda: len(changes(workers)) == 2)
+        for name in ("w1", "w3"):
+            workers.kill(name)
+        workers.finish()
+        found = changes(workers)
+    assert [count for count, _, _ in found] == [2, 4, 2]
+    assert digest(tmp_path) == undisturbed
+
+
+def test_a_stopped_worker_is_left_behind(undisturbed, tmp_path):
+    """The others wait in a collective that nothing but an abort can end."""
+    with Workers([1, 2, 4], 4, config(), str(tmp_path)) as workers:
+        workers.until(lambda: workers.step_of("w1") > 5)
+        workers.kill("w1", signal.SIGSTOP)
+        workers.served.lose("w1")
+        workers.until(lambda: changes(workers))
+        workers.kill("w1", signal.SIGCONT)
+        outcomes = workers.finish()
+    assert outcomes["w1"].startswith("WorkerLostError")
+    assert digest(tmp_path) == undisturbed
+
+
+FAULTS = [
+    ("data", 1, 6),
+    ("generator", 0, 12),
+    ("optimizer", 1, 18),
+    ("log", 0, 30),
+    ("discriminator", 1, 36),
+    ("commit", 0, 40),
+    ("evaluation", 1, 60),
+    ("commit/MANIFEST.json", 0, 80),
+    ("evaluation", 0, 120),
+]
+PLUGIN = """
+kills = {kills}
+def kill_once(place, rank, step):
+    def kill():
+        try:
+            (folder / f"{{place.replace('/', '_')}}-{{rank}}-{{step}}").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+    fail_at(place, kill, rank=rank, step=step, attempt=None)
+for each in kills:
+    kill_once(*each)
+"""
+
+
+def faulty(folder, faults):
+    (folder / "faults.py").write_text(HEAD + PLUGIN.format(kills=faults))
+    return load_config("digits", [*SETTINGS, 'plugins=["faults"]'])
+
+
+def test_killed_at_any_place_and_replaced(undisturbed, tmp_path):
+    run_dir = tmp_path / "run"
+    with Workers([2], 2, faulty(tmp_path, FAULTS), str(run_dir)) as workers:
+        for count in range(1, len(FAULTS) + 1):
+            workers.until(lambda count=count: len(workers.lose_dead()) >= count)
+            workers.add()
+            workers.until(lambda count=count: [n for n, _, _ in changes(workers)][-1:] == [2])
+        workers.finish()
+        found = changes(workers)
+    assert sum(undone for _, _, undone in found) <= len(FAULTS)
+    assert digest(run_dir) == undisturbed
+
+
+def test_losses_while_workers_change(undisturbed, tmp_path):
+    """Of four workers two are lost, one of them in the change; then one that joins."""
+    faults = [("generator", 1, 5), ("members", 2, 5), ("heal", 2, 0)]
+    run_dir = tmp_path / "run"
+    with Workers([1, 2, 4], 4, faulty(tmp_path, faults), str(run_dir)) as workers:
+        workers.until(lambda: changes(workers))
+        for _ in range(2):
+            workers.add()
+        workers.until(lambda: len(workers.lose_dead()) == 3)
+        workers.finish()
+        found = changes(workers)
+    assert found[0][0] == 2
+    assert digest(run_dir) == undisturbed
+
+
+def test_metrics_and_attempts_of_a_run_that_changed_hands(tmp_path):
+    run_dir = tmp_path / "run"
+    faults = [("discriminator", 0, 45), ("log", 0, 70)]
+    with Workers([2], 2, faulty(tmp_path, faults), str(run_dir)) as workers:
+        for count in (1, 2):
+            workers.until(lambda count=count: len(workers.lose_dead()) == count)
+            workers.add()
+        workers.finish()
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    seen = [row["samples_seen"] for row in rows]
+    assert seen == sorted(set(seen))
+    assert {160, 320, 960, 1280, TOTAL} <= set(seen)
+    assert [row["samples_seen"] for row in rows if "metric/fid" in row] == [960, TOTAL]
+    lines = (run_dir / "attempts.jsonl").read_text().splitlines()
+    attempts = [json.loads(line) for line in lines]
+    assert [each["resumed_from"] for each in attempts] == [None, 45 * 16, 70 * 16]
+    assert all(each["world_size"] == 2 for each in attempts)
+
+
+def test_fast_reduction_gives_the_bytes_of_an_undisturbed_run(tmp_path):
+    """With a fixed number of workers."""
+    faults = [("generator", 1, 7), ("discriminator", 0, 21)]
+    digests = []
+    for number, chosen in enumerate(([], faults)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        config = load_config(
+            "digits",
+            [*FAST, "run.total_samples=640", 'plugins=["faults"]'],
+        )
+        faulty(folder, chosen)
+        with Workers([2], 2, config, str(folder / "run")) as workers:
+            for count in range(1, len(chosen) + 1):
+                workers.until(lambda count=count: len(workers.lose_dead()) == count)
+                workers.add()
+            workers.finish()
+        digests.append(digest(folder / "run"))
+    assert digests[0] == digests[1]

@@ -1,0 +1,135 @@
+"""Who the workers of each epoch are."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gatdist.cluster.membership import Roster
+
+AT = ("host", 1)
+
+
+def arrive(roster, *workers, reason="", now_s=0.0):
+    for worker in workers:
+        roster.arrive(worker, AT, worker, reason, now_s)
+
+
+def test_survivors_go_on_without_the_lost():
+    roster = Roster([1, 2, 3], ["a", "b", "c"])
+    assert not roster.has_ended
+    roster.lose("b", 0.0)
+    assert roster.has_ended
+    arrive(roster, "c", reason="lost")
+    assert roster.epoch == 1
+    arrive(roster, "a", reason="lost")
+    assert roster.epoch == 2
+    assert roster.members == ["a", "c"]
+    assert [roster.seat(w).rank for w in "ac"] == [0, 1]
+    assert roster.seat("b") is None
+    assert not roster.is_member("b")
+
+
+def test_of_a_fixed_size_survivors_wait_for_a_replacement_that_takes_the_vacant_rank():
+    roster = Roster([3], ["a", "b", "c"])
+    roster.lose("b", 0.0)
+    arrive(roster, "a", "c", reason="lost")
+    assert roster.epoch == 1
+    arrive(roster, "d")
+    assert roster.members == ["a", "d", "c"]
+
+
+def test_rank_0_is_one_that_stays():
+    roster = Roster([3], ["a", "b", "c"])
+    roster.lose("a", 0.0)
+    arrive(roster, "b", "c", "d", reason="lost")
+    assert roster.members == ["b", "d", "c"]
+
+
+def test_workers_that_do_not_arrive_are_lost():
+    roster = Roster([1, 2, 3], ["a", "b", "c"], patience_s=5)
+    arrive(roster, "a", reason="lost", now_s=10.0)
+    roster.look(14.9)
+    assert roster.epoch == 1
+    roster.look(15.0)
+    assert roster.members == ["a"]
+    assert roster.lost == {"b", "c"}
+
+
+def test_joining_is_due_once_there_is_room_and_happens_when_all_arrive():
+    roster = Roster([1, 2, 4], ["a", "b"])
+    arrive(roster, "c")
+    assert not roster.is_due  # three can't work
+    arrive(roster, "d")
+    assert roster.is_due
+    assert not roster.has_ended
+    arrive(roster, "a", "b")
+    assert roster.members == ["a", "b", "c", "d"]
+    assert not roster.is_due
+
+
+def test_a_spare_waits_until_it_is_needed():
+    roster = Roster([1, 2], ["a", "b"])
+    arrive(roster, "c")
+    assert not roster.is_due
+    roster.lose("a", 0.0)
+    arrive(roster, "b", reason="lost")
+    assert roster.members == ["b", "c"]
+
+
+def test_a_worker_leaves_at_the_end_of_a_step():
+    roster = Roster([1, 2], ["a", "b"])
+    roster.leave("a")
+    assert roster.is_due
+    arrive(roster, "a", "b")
+    assert roster.members == ["b"]
+    assert not roster.is_member("a")
+
+
+def test_nobody_works_after_the_end():
+    roster = Roster([1, 2], ["a"])
+    arrive(roster, "b")
+    roster.end()
+    assert not roster.is_member("b")
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["arrive", "lose", "leave", "wait", "start"]), st.integers(0, 9)),
+    max_size=40,
+)
+
+
+@given(st.sets(st.integers(1, 6), min_size=1), EVENTS)
+def test_each_epoch_has_whole_seats_and_a_source(sizes, events):
+    """Whatever happens: equal views of an epoch, no lost worker in it, rank 0 holds the state."""
+    sizes = sorted(sizes)
+    names = [f"w{i}" for i in range(sizes[-1])]
+    roster, started, now = Roster(sizes, names), len(names), 0.0
+    holders = set(names)
+    for kind, number in events:
+        before, lost = roster.epoch, set(roster.lost)
+        worker = f"w{number % started}"
+        now += 1.0
+        if kind == "arrive" and worker not in lost:
+            arrive(roster, worker, reason="lost", now_s=now)
+        elif kind == "lose":
+            roster.lose(worker, now)
+        elif kind == "leave":
+            roster.leave(worker)
+        elif kind == "start":
+            started += 1
+            arrive(roster, f"w{started - 1}", now_s=now)
+        else:
+            now += 10.0
+            roster.look(now)
+        assert lost <= roster.lost
+        if roster.epoch == before:
+            continue
+        assert roster.epoch == before + 1
+        members = roster.members
+        assert len(members) in sizes
+        assert len(set(members)) == len(members)
+        assert not roster.lost & set(members)
+        assert members[0] in holders
+        holders = set(members)
+        seats = [roster.seat(worker) for worker in members]
+        assert [seat.rank for seat in seats] == list(range(len(members)))
+        assert {seat[2:] == seats[0][2:] for seat in seats} == {True}
