@@ -30,7 +30,7 @@ class GlooSockets:
         self._addresses: set[Address] = set()
 
     def exchange(self, store: Store, rank: int, world_size: int) -> None:
-        """Tell the other workers where this one listens, and learn their addresses."""
+        """Exchange with the other workers where each listens."""
         mine = [
             f"{host} {port}"
             for host, port in _listening() - self._before

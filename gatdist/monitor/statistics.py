@@ -13,8 +13,8 @@ _MOST_WAITING = 64
 class Statistics:
     """Count and sum of named values, in float64 on ``device``.
 
-    Every worker must add the same names between two reductions, unless :meth:`reduce` is told
-    otherwise, but any number of values.
+    Every worker must add the same names between two reductions (but see :meth:`reduce`), and any
+    number of values.
     """
 
     def __init__(self, device: torch.device) -> None:

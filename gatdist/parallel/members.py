@@ -12,7 +12,7 @@ from gatdist.parallel.communicator import Communicator, LocalCommunicator, Repli
 
 
 class Membership(ABC):
-    """Tells a worker who the workers of the next epoch are, and connects it with them."""
+    """Connects a worker with those of the next epoch."""
 
     @abstractmethod
     def next(self, reason: str) -> Communicator:
