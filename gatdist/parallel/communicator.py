@@ -53,8 +53,8 @@ class Communicator(ABC):
         """Overwrite ``tensor`` with that of worker ``source``."""
 
     @abstractmethod
-    def broadcast_object(self, value: Any) -> Any:
-        """Return worker 0's ``value``, which must consist of JSON values."""
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
+        """Return the ``value`` of worker ``source``, which must consist of JSON values."""
 
     @abstractmethod
     def all_to_all(self, rows: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class LocalCommunicator(Communicator):
     def broadcast_(self, tensor: Tensor, source: int = 0) -> Tensor:
         return tensor
 
-    def broadcast_object(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
         return value
 
     def all_to_all(self, rows: Tensor) -> Tensor:
@@ -180,14 +180,14 @@ class TorchCommunicator(Communicator):
             plain.copy_(sent)
         return tensor
 
-    def broadcast_object(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
         # As JSON: nothing is unpickled.
-        text = json.dumps(value).encode() if self.is_main else b""
-        size = self.broadcast_(torch.tensor([len(text)], device=self.device))
+        text = json.dumps(value).encode() if self.rank == source else b""
+        size = self.broadcast_(torch.tensor([len(text)], device=self.device), source)
         buffer = torch.empty(int(size), dtype=torch.uint8, device=self.device)
-        if self.is_main:
+        if self.rank == source:
             buffer.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        return json.loads(self.broadcast_(buffer).cpu().numpy().tobytes())
+        return json.loads(self.broadcast_(buffer, source).cpu().numpy().tobytes())
 
     def all_to_all(self, rows: Tensor) -> Tensor:
         received = torch.empty_like(rows)

@@ -78,8 +78,8 @@ class Members(Communicator):
     def broadcast_(self, tensor: Tensor, source: int = 0) -> Tensor:
         return self._inner.broadcast_(tensor, source)
 
-    def broadcast_object(self, value: Any) -> Any:
-        return self._inner.broadcast_object(value)
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
+        return self._inner.broadcast_object(value, source)
 
     def all_to_all(self, rows: Tensor) -> Tensor:
         return self._inner.all_to_all(rows)

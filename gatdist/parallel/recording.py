@@ -131,8 +131,8 @@ class OutsideCommunicator(Communicator):
         self._recorder.outside(lambda: self._inner.broadcast_(tensor, source))
         return tensor
 
-    def broadcast_object(self, value: object) -> object:
-        return self._inner.broadcast_object(value)
+    def broadcast_object(self, value: object, source: int = 0) -> object:
+        return self._inner.broadcast_object(value, source)
 
     def wrapped(self, module: nn.Module, *, compress: bool = False) -> nn.Module:
         return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,11 @@ class Standing:
     Attributes:
         reached: samples seen, and samples seen at the last step after which all was done that was
             due: logging, evaluation, checkpoint.
-        state: JSON values to go on from; None if it holds no state.
         place: what it runs on.
         was_main: whether it has been the worker that writes.
     """
 
     reached: tuple[int, int]
-    state: dict[str, Any] | None
     place: dict[str, Any]
     was_main: bool
 
@@ -35,33 +34,33 @@ class Agreement:
 
     Attributes:
         workers: their standings, by rank.
-        sources: ranks of those that hold the newest state.
-        newest: of them, the one that has done most after its last step.
+        sources: ranks of those that hold the newest tensors.
+        settled: see :class:`Standing`.
+        state: JSON values to go on from.
     """
 
     workers: tuple[Standing, ...]
     sources: tuple[int, ...]
-    newest: Standing
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether all workers hold the newest state."""
-        return len(self.sources) == len(self.workers)
+    settled: int
+    state: dict[str, Any]
 
 
-def agree(comm: Communicator, mine: Standing) -> Agreement:
+def agree(comm: Communicator, mine: Standing, state: Callable[[], dict[str, Any]]) -> Agreement:
     """Return what follows from the standings of all workers, which call this together.
 
     After a lost worker, one whose last collective has succeeded may be a step ahead of the others.
+    Of those that are, the one that has done most after its step gives its ``state``.
 
     Raises:
         WorkerLostError: no worker holds the state.
     """
-    gathered = comm.all_gather_object([list(mine.reached), mine.state, mine.place, mine.was_main])
+    gathered = comm.all_gather_object([list(mine.reached), mine.place, mine.was_main])
     workers = tuple(Standing((r[0], r[1]), *rest) for r, *rest in gathered)
-    newest = max(workers, key=lambda worker: worker.reached)
-    if newest.reached == NOTHING:
+    reached = [worker.reached for worker in workers]
+    newest = max(reached)
+    if newest == NOTHING:
         raise WorkerLostError("no worker is left that holds the state")
-    samples = newest.reached[0]
-    sources = tuple(r for r, worker in enumerate(workers) if worker.reached[0] == samples)
-    return Agreement(workers, sources, newest)
+    source = reached.index(newest)
+    said = comm.broadcast_object(state() if comm.rank == source else None, source)
+    sources = tuple(rank for rank, (samples, _) in enumerate(reached) if samples == newest[0])
+    return Agreement(workers, sources, newest[1], said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
@@ -65,6 +66,7 @@ from gatdist.training.step import as_configured, to_device, train_step
 from gatdist.training.step_start import StepStart
 
 _POLL_S = 1.0  # of storage, while waiting for a checkpoint
+_KEPT_ROWS = 64  # of metrics, which another worker can write if worker 0 is lost before it has
 
 
 @generators_kept()
@@ -213,6 +215,7 @@ class _Loop:
         # Whether it holds a state from which training can go on.
         self.is_whole = not (self.members and self.members.is_joining)
         self.settled = 0  # samples seen by the last step that was logged and so on, if that was due
+        self.rows = deque[dict[str, Any]](maxlen=_KEPT_ROWS)
         self.committed = -1  # samples seen by the last checkpoint that worker 0 has begun to write
         self.background = Background("run-directory")
         self.skips, self.unwritten_metrics = False, list[dict[str, Any]]()
@@ -404,6 +407,7 @@ class _Loop:
 
     def _log(self, values: dict[str, Any]) -> None:
         self.progress.enter("log")
+        self.rows.append(values)
         with record_function("log"):
             self.recorder.log(values)
             self.profiler.retry()
@@ -605,18 +609,17 @@ class _Loop:
             members,
             Standing(
                 (self.state.samples_seen, self.settled) if self.is_whole else NOTHING,
-                self._checkpoint_state() if self.is_whole else None,
                 self.place,
                 was_main,
             ),
+            lambda: self._checkpoint_state() | {"unwritten_metrics": [*self.rows]},
         )
-        if not agreement.is_shared:
+        if len(agreement.sources) < members.world_size:
             self.is_whole = members.rank in agreement.sources
             self.progress.enter("heal")
             self.state.share(agreement.sources)
-        assert agreement.newest.state is not None
-        self._take_over(agreement.newest.state)
-        self.settled = agreement.newest.reached[1]
+        self._take_over(agreement.state)
+        self.settled = agreement.settled
         self.is_whole = True
         require_equal_replicas(self.state.tensors(), members)
         here.step = self._steps_made
@@ -698,6 +701,7 @@ class _Loop:
         self.convergence.load(saved["convergence"])
         self.interval.wall_time_s = saved["wall_time_s"]
         self.unwritten_metrics = saved.get("unwritten_metrics", [])
+        self.rows = deque(self.unwritten_metrics, maxlen=_KEPT_ROWS)
 
     def _resume(self) -> None:
         """Restore the newest complete checkpoint if there is one, and number this attempt."""
