@@ -159,7 +159,9 @@ def run_phases(
             for forwards in rule.game.forwards.values():
                 forwards.begin()
             parts = _parts(state, phase, config)
-            observations = phase.gradients(rule.game, state.reduction, parts)
+            # Means of what is observed are not those of scaled losses.
+            scaled = [part.scaled(scaler.scale) for part in parts] if scaler else parts
+            observations = phase.gradients(rule.game, state.reduction, scaled)
         with timer("optimizer"):
             unscale = 1 / scaler.scale if scaler else None
             norms = {name: player.gradient_norm(unscale) for name, player in players.items()}
@@ -185,11 +187,10 @@ def run_phases(
 
 
 def _parts(state: TrainState, phase: Phase, config: Config) -> list[Batch]:
-    """Split the phase's batch into micro-batches or virtual workers, weighted by the loss scale."""
+    """Split the phase's batch into micro-batches or virtual workers."""
     sizes = [getattr(config.optim, name).micro_batch for name in phase.players]
     micro_batch = min((size for size in sizes if size is not None), default=None)
-    parts = state.reduction.split(phase.batch, micro_batch)
-    return [part.scaled(state.scaler.scale) for part in parts] if state.scaler else parts
+    return state.reduction.split(phase.batch, micro_batch)
 
 
 def _tracked(

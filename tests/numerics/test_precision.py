@@ -90,6 +90,17 @@ def test_other_dtypes_follow_float32(dtype, tolerance, rule):
     assert {p.dtype for p in state.players["generator"].bare.parameters()} == {expected}
 
 
+@pytest.mark.parametrize("reduction", ["fast", "canonical"])
+def test_running_means_do_not_depend_on_the_loss_scale(reduction):
+    overrides = ["game.penalties={lecam={strength=0.3}}", f"run.reduction={reduction}"]
+    (_, expected), (_, found) = (
+        train([*overrides, f"precision.dtype={dtype}"]) for dtype in ("float32", "float16")
+    )
+    assert found.scaler.scale > 1
+    for tag, mean in expected.game.averages.items():
+        torch.testing.assert_close(found.game.averages[tag], mean, rtol=0.1, atol=1e-3)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_one_stage_in_bfloat16_equals_simultaneous(rule):
     overrides = ["precision.dtype=bfloat16", R1]
