@@ -78,7 +78,9 @@ class Batch:
             return self
         count = size
         if len(self) < self.total:
-            count = int((self._known_positions % self.total >= self.total - size).sum())
+            # By NumPy: a recording of device operations must not contain it.
+            places = self._known_positions.cpu().numpy() % self.total
+            count = int((places >= self.total - size).sum())
         return replace(self._at(slice(len(self) - count, None)), total=size)
 
     def _at(self, where: slice) -> Self:

@@ -338,6 +338,8 @@ def newest(folder):
 def test_whole_canonical_runs_end_in_the_same_digest_and_metrics(world_size, tmp_path):
     overrides = WHOLE + CANONICAL[:2]
     alone = train(LOCAL, overrides, f"{tmp_path}/alone")
+    begins = [key for key in overrides if not key.startswith(("evaluate", "run.convergence"))]
+    spawn(2, train, [*begins, "run.total_samples=360"], f"{tmp_path}/workers")
     outcomes = spawn(world_size, train, overrides, f"{tmp_path}/workers")
     assert outcomes == [alone] * world_size
     digest = newest(f"{tmp_path}/alone").digest()

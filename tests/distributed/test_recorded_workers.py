@@ -44,7 +44,11 @@ SETTINGS = [
     ["game.update_rule=alternating"],
     ["game.update_rule=one_stage"],
     ["game.update_rule=consensus", "game.rule_options={strength=0.1}", "game.penalties={}"],
-    ["optim.generator.micro_batch=2", "optim.discriminator.clip_norm=0.5"],
+    [
+        "optim.generator.micro_batch=2",
+        "game.generator_batch=7",
+        "optim.discriminator.clip_norm=0.5",
+    ],
     ['game.augmentation={name="ada", initial_p=0.5, adjust_samples=500}'],
 ]
 CANONICAL = ["run.global_batch=16", "run.reduction=canonical", "precision.dtype=float32"]
