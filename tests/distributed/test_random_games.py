@@ -102,6 +102,7 @@ def train(comm, family, overrides, steps=STEPS, resume_at=None, recorder=None):
     base += ["run.total_samples=100000", "game.ema_half_life_samples=50"]
     try:
         config = load_config("digits", base + overrides)
+        config.check_workers(comm.world_size)
         classes = CLASSES if config.model.conditional else 0
         state = TrainState(config, comm, shape, classes, recorder=recorder)
         rule = state.rule(config)
