@@ -51,9 +51,9 @@ from gatdist.runs import (
     require_saved_state,
 )
 from gatdist.storage import Store
-from gatdist.training.agreement import NOTHING, Agreement, Standing, agree
 from gatdist.training.batch_norm import recompute
 from gatdist.training.copies import Copies
+from gatdist.training.epochs import Agreement, Epochs
 from gatdist.training.graphs import StepGraphs
 from gatdist.training.health import Convergence, Counts, decide
 from gatdist.training.integrity import Intact, require_equal_replicas
@@ -63,7 +63,6 @@ from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.state import TrainState
 from gatdist.training.step import as_configured, to_device, train_step
-from gatdist.training.step_start import StepStart
 
 _POLL_S = 1.0  # of storage, while waiting for a checkpoint
 _KEPT_ROWS = 64  # of metrics, which another worker can write if worker 0 is lost before it has
@@ -158,7 +157,6 @@ class _Loop:
     ) -> None:
         self.config, self.comm, self.should_stop = config, comm, should_stop
         self.emit: Emit = lambda kind, fields: emit(kind, fields) if comm.is_main else None
-        self.members = comm if isinstance(comm, Members) else None
         self.progress, self.reason, self.workers = progress, reason, workers
         config.check_workers(comm.world_size)
         import_plugins(config.plugins)
@@ -210,10 +208,9 @@ class _Loop:
         self.counted = self._counts()
         self.rolls_back = False
         self.changes_members = False
-        self.start = StepStart(self.state)
-        self.place = workers[comm.rank]  # what this worker runs on
-        # Whether it holds a state from which training can go on.
-        self.is_whole = not (self.members and self.members.is_joining)
+        self.epochs: Epochs | None = None
+        if isinstance(comm, Members):
+            self.epochs = Epochs(comm, self.state, workers[comm.rank], progress)
         self.settled = 0  # samples seen by the last step that was logged and so on, if that was due
         self.rows = deque[dict[str, Any]](maxlen=_KEPT_ROWS)
         self.committed = -1  # samples seen by the last checkpoint that worker 0 has begun to write
@@ -223,6 +220,8 @@ class _Loop:
         # Values of the log interval whose evaluation is still to be done.
         self.evaluating: dict[str, Any] | None = None
         self.evaluated_attempt = 0  # wrote the checkpoint to evaluate
+        # The last evaluated checkpoint and the outcome, which worker 0 may not live to write.
+        self.evaluated: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.checkpoints = Checkpoints(
             run_dir.child("checkpoints"),
             Retention.from_config(
@@ -234,7 +233,7 @@ class _Loop:
             on_warning=lambda message: self.emit("warning", {"message": message}),
             measured=self.evaluations.metrics,
         )
-        if self.is_whole:
+        if self.epochs is None or self.epochs.is_whole:
             self._resume()
 
     def _new_evaluator(self) -> Evaluator:
@@ -259,8 +258,10 @@ class _Loop:
         return self.outcome["status"] == "finished" and all_seen
 
     def run(self) -> dict[str, Any]:
-        if not self.is_whole:
-            self._change_members()
+        if self.epochs:
+            if not self.epochs.is_whole:
+                self._change_members()
+            self.epochs.writes = self.comm.is_main
         config = self.config
         note = self._note if self.comm.is_main else self.interval.note
         self.profiler = Profiler(config, self.comm, self.interval.timer, note)
@@ -279,7 +280,7 @@ class _Loop:
                     over = self.evaluating is not None and self._evaluate()
                     over = over or self._train()
                 except RuntimeError as error:
-                    if self.members is None or not is_lost_connection(error):
+                    if self.epochs is None or not is_lost_connection(error):
                         raise
                     self._change_members(summary(error))
             self._write_profile()
@@ -316,8 +317,8 @@ class _Loop:
             # After a change of workers, what followed the last step may be still to be done.
             over = self.settled < self.state.samples_seen and self._settle()
             while not over and not self.changes_members:
-                if self.members:
-                    self.start.begin()
+                if self.epochs:
+                    self.epochs.step_start.begin()
                 with self.profiler.step(self._steps_made):
                     with timer("data"):
                         batch = self.to_device(
@@ -326,7 +327,8 @@ class _Loop:
                     train_step(
                         self.state, self.rule, batch, self.config, statistics, timer, self.graphs
                     )
-                    self.start.end()
+                    if self.epochs:
+                        self.epochs.step_start.end()
                     self.interval.step()
                     here.step += 1
                     self.progress.step(self.state.samples_seen)
@@ -387,7 +389,7 @@ class _Loop:
                     return False
                 if evaluates:
                     self.evaluating = values
-                    self.evaluated_attempt = self.directory.attempt
+                    self.evaluated_attempt = here.attempt
                     self._commit()
                     return stops or self._evaluate()
                 self._log(values)
@@ -425,7 +427,7 @@ class _Loop:
         """
         if self._steps_made % self.interval.steps_between_polls:
             return False
-        is_due = self.members is not None and self.members.is_due()
+        is_due = isinstance(self.comm, Members) and self.comm.is_due()
         stops, self.changes_members = self.comm.any_of(self.should_stop(), is_due)
         return stops
 
@@ -477,15 +479,13 @@ class _Loop:
         if finished:
             status, reason = "finished", self._all_seen
         self.outcome |= {"status": status, "reason": reason, "metrics": evaluation.metrics}
-        self.recorder.evaluated(
-            self.evaluations,
-            {
-                "samples_seen": samples_seen,
-                "attempt": self.evaluated_attempt,
-                "rollbacks": self.state.rollbacks,
-            },
-            self.outcome | {"convergence": self.convergence.state()},
-        )
+        of = {
+            "samples_seen": samples_seen,
+            "attempt": self.evaluated_attempt,
+            "rollbacks": self.state.rollbacks,
+        }
+        self.evaluated = of, self.outcome | {"convergence": self.convergence.state()}
+        self.recorder.evaluated(self.evaluations, *self.evaluated)
         self.evaluating = None
         self.settled = samples_seen
         return status != "running"
@@ -566,8 +566,12 @@ class _Loop:
         rollbacks = self.state.rollbacks + 1
         if self.comm.is_main:
             self.background.wait()
+        if self.epochs:
+            self.epochs.is_whole = False
         with self.progress.lengthy():
             self._load_newest()
+        if self.epochs:
+            self.epochs.is_whole = True
         self.state.rollbacks = rollbacks
         self.counted = self._counts()
         self.interval.statistics.clear()
@@ -596,32 +600,14 @@ class _Loop:
                 reason = summary(error)
 
     def _begin_epoch(self, reason: str) -> None:
-        members = self.members
-        assert members is not None
-        began, before = time.perf_counter(), members.world_size * self.is_whole
-        was_main = members.is_main and self.is_whole
-        self.progress.enter("members")
-        with self.progress.lengthy():
-            members.change(reason)
-        here.rank = members.rank
-        undone = self.start.undo()
-        agreement = agree(
-            members,
-            Standing(
-                (self.state.samples_seen, self.settled) if self.is_whole else NOTHING,
-                self.place,
-                was_main,
-            ),
+        assert self.epochs is not None
+        agreement, happened = self.epochs.begin(
+            reason,
+            self.settled,
             lambda: self._checkpoint_state() | {"unwritten_metrics": [*self.rows]},
         )
-        if len(agreement.sources) < members.world_size:
-            self.is_whole = members.rank in agreement.sources
-            self.progress.enter("heal")
-            self.state.share(agreement.sources)
         self._take_over(agreement.state)
         self.settled = agreement.settled
-        self.is_whole = True
-        require_equal_replicas(self.state.tensors(), members)
         here.step = self._steps_made
         self.progress.step(self.state.samples_seen)
         self.changes_members = False
@@ -630,34 +616,24 @@ class _Loop:
         if self.graphs:
             self.graphs.clear()
             self.state.reduction.comm.follow()
-        if not agreement.workers[0].was_main:
-            self._change_main(agreement, reason)
-        here.attempt = members.broadcast_object(self.directory.attempt)
-        self.emit(
-            "members",
-            {
-                "workers": members.world_size,
-                "before": before,
-                "reason": reason,
-                "samples_seen": self.state.samples_seen,
-                "steps_undone": int(undone),
-                "seconds": time.perf_counter() - began,
-            },
-        )
+        if not agreement.has_writer:
+            self.comm.of_main(lambda: self._write_from_now_on(agreement, reason))
+        here.attempt = self.comm.broadcast_object(self.directory.attempt)
+        if not agreement.has_writer:  # the last checkpoint may be incomplete
+            self.committed, self.evaluated_attempt = -1, here.attempt
+            self._commit()
+            self.epochs.writes = self.comm.is_main
+        self.emit("members", {"samples_seen": self.state.samples_seen} | happened)
 
-    def _change_main(self, agreement: Agreement, reason: str) -> None:
-        """Let rank 0 write from now on, and first a checkpoint: the last one may be incomplete."""
-
-        def take() -> None:
-            places = [worker.place for worker in agreement.workers]
-            hosts = [place["host"] for place in places]
-            self.directory.start_attempt(hosts, self.state.samples_seen, reason, places)
-
-        self.comm.of_main(take)
+    def _write_from_now_on(self, agreement: Agreement, reason: str) -> None:
+        if self.recorder.active:  # since a change that was itself interrupted
+            return
+        places = [worker.place for worker in agreement.workers]
+        hosts = [place["host"] for place in places]
+        self.directory.start_attempt(hosts, self.state.samples_seen, reason, places)
         self.recorder = self._recorder()
-        self.committed = -1
-        self.evaluated_attempt = self.directory.attempt
-        self._commit()
+        if self.evaluated:
+            self.recorder.evaluated(self.evaluations, *self.evaluated)
 
     def _load_newest(self) -> bool:
         """Restore the newest complete checkpoint on every worker; return false without one.

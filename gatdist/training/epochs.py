@@ -1,0 +1,146 @@
+"""Changes of the workers during a run.
+
+The workers of a new epoch go on from the last step that one of them has made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gatdist.common.errors import WorkerLostError
+from gatdist.common.position import here
+from gatdist.parallel.communicator import Communicator
+from gatdist.parallel.members import Members
+from gatdist.training.integrity import require_equal_replicas
+from gatdist.training.progress import Progress
+from gatdist.training.state import TrainState
+from gatdist.training.step_start import StepStart
+
+NOTHING = (-1, -1)  # reached by a worker that holds no state
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a worker is.
+
+    Attributes:
+        reached: samples seen, and samples seen at the last step after which all was done that was
+            due: logging, evaluation, checkpoint.
+        place: what it runs on.
+        writes: whether it is the worker that writes.
+    """
+
+    reached: tuple[int, int]
+    place: dict[str, Any]
+    writes: bool
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all workers agree on.
+
+    Attributes:
+        workers: their standings, by rank.
+        sources: ranks of those that hold the newest tensors.
+        settled: see :class:`Standing`.
+        state: JSON values to go on from.
+    """
+
+    workers: tuple[Standing, ...]
+    sources: tuple[int, ...]
+    settled: int
+    state: dict[str, Any]
+
+    @property
+    def has_writer(self) -> bool:
+        """Whether worker 0 is still the one that writes."""
+        return self.workers[0].writes
+
+
+def agree(comm: Communicator, mine: Standing, state: Callable[[], dict[str, Any]]) -> Agreement:
+    """Return what follows from the standings of all workers, which call this together.
+
+    After a lost worker, one whose last collective has succeeded may be a step ahead of the others.
+    Of those that are, the one that has done most after its step gives its ``state``.
+
+    Raises:
+        WorkerLostError: no worker holds the state.
+    """
+    gathered = comm.all_gather_object([list(mine.reached), mine.place, mine.writes])
+    workers = tuple(Standing((r[0], r[1]), *rest) for r, *rest in gathered)
+    reached = [worker.reached for worker in workers]
+    newest = max(reached)
+    if newest == NOTHING:
+        raise WorkerLostError("no worker is left that holds the state")
+    source = reached.index(newest)
+    said = comm.broadcast_object(state() if comm.rank == source else None, source)
+    sources = tuple(rank for rank, (samples, _) in enumerate(reached) if samples == newest[0])
+    return Agreement(workers, sources, newest[1], said)
+
+
+class Epochs:
+    """A worker's way from one epoch to the next.
+
+    Args:
+        members: the workers.
+        state: of the run.
+        place: what this worker runs on.
+        progress: of this worker.
+
+    Attributes:
+        step_start: undoes a step that a lost worker has interrupted.
+        is_whole: whether this worker holds a state from which training can go on.
+        writes: whether it is the worker that writes.
+    """
+
+    def __init__(
+        self, members: Members, state: TrainState, place: dict[str, Any], progress: Progress
+    ) -> None:
+        self._members, self._state, self._place = members, state, place
+        self._progress = progress
+        self.step_start = StepStart(state)
+        self.is_whole = not members.is_joining
+        self.writes = False
+
+    def begin(
+        self, reason: str, settled: int, describe: Callable[[], dict[str, Any]]
+    ) -> tuple[Agreement, dict[str, Any]]:
+        """Begin the next epoch, in which all workers hold the newest tensors.
+
+        Args:
+            reason: why the last epoch has ended, if not by agreement at the end of a step.
+            settled: see :class:`Standing`.
+            describe: returns what is to be known beside the tensors, as JSON values.
+
+        Returns:
+            What the workers agree on, and what has happened, as JSON values for the user.
+
+        Raises:
+            RetryableError: this worker can't go on.
+            RuntimeError: one more worker was lost meanwhile.
+        """
+        members = self._members
+        began, before = time.perf_counter(), members.world_size * (not members.is_joining)
+        self._progress.enter("members")
+        with self._progress.lengthy():
+            members.change(reason)
+        here.rank = members.rank
+        undone = self.step_start.undo()
+        reached = (self._state.samples_seen, settled) if self.is_whole else NOTHING
+        agreement = agree(members, Standing(reached, self._place, self.writes), describe)
+        if len(agreement.sources) < members.world_size:
+            self.is_whole = members.rank in agreement.sources
+            self._progress.enter("heal")
+            self._state.share(agreement.sources)
+        require_equal_replicas(self._state.tensors(), members)
+        self.is_whole = True
+        return agreement, {
+            "workers": members.world_size,
+            "before": before,
+            "reason": reason,
+            "steps_undone": int(undone),
+            "seconds": time.perf_counter() - began,
+        }
