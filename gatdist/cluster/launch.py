@@ -391,7 +391,8 @@ class _Launch:
             return None
         later = policies.largest(run.sizes, self._size + nodes.room(run.needs))
         left_s = min(run.left_s, policies.undisturbed_s(now - run.began, run.disturbances))
-        if self._growth.decide(self._size, later, left_s, run.start_s, now):
+        speedups = run.config.speedup(self._size), later and run.config.speedup(later)
+        if self._growth.decide(*speedups, left_s, run.start_s, now):
             self._ask_to_stop(f"room for {later} workers instead of {self._size}")
         return None
 

@@ -89,10 +89,11 @@ def size_to_launch(
     return now if now == largest(sizes, capacity) or waited_s >= patience_s else None
 
 
-def is_worth_resizing(now: int, later: int, left_s: float, cost_s: float) -> bool:
-    """Whether going from ``now`` to ``later`` workers saves at least twice the cost of a restart.
+def is_worth_resizing(now: float, later: float, left_s: float, cost_s: float) -> bool:
+    """Whether going from speedup ``now`` to ``later`` saves at least twice the cost of a restart.
 
-    ``left_s`` are the seconds that the run would take at its current size.
+    Speedups are those of :meth:`gatdist.config.Config.speedup`; ``left_s`` are the seconds that the
+    run would take at its current size.
     """
     return later > now and left_s * (1 - now / later) > 2 * cost_s
 
@@ -114,7 +115,7 @@ class Growth:
     since_s: float | None = None
 
     def decide(
-        self, now: int, later: int | None, left_s: float, cost_s: float, at_s: float
+        self, now: float, later: float | None, left_s: float, cost_s: float, at_s: float
     ) -> bool:
         """Whether to resize at the time ``at_s``; see :func:`is_worth_resizing`."""
         if later is None or not is_worth_resizing(now, later, left_s, cost_s):

@@ -180,6 +180,12 @@ class Config(Section):
                     hint=f"Use {num_workers}, or --workers {batch}",
                 )
 
+    def speedup(self, num_workers: int) -> float:
+        """Return how many times as fast as one worker these are at best: batch / largest share."""
+        canonical = self.run.reduction == "canonical"
+        parts = self.run.virtual_workers if canonical else self.run.global_batch
+        return parts / -(-parts // num_workers)
+
     def fitting_workers(self) -> list[int]:
         """Return the sizes in ``cluster.workers`` that can share the global batch, ascending.
 

@@ -335,6 +335,14 @@ def test_valid_worker_counts(load, workers):
     load().check_workers(workers)
 
 
+@pytest.mark.parametrize(
+    ("reduction", "workers", "speedup"),
+    [("fast", 4, 4), ("fast", 40, 32), ("canonical", 2, 2), ("canonical", 3, 2)],
+)
+def test_speedup_is_limited_by_the_largest_share(load, reduction, workers, speedup):
+    assert load(f"run.reduction={reduction}").speedup(workers) == speedup
+
+
 # Resuming
 
 
