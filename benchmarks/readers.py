@@ -23,7 +23,7 @@ from gatdist.data.codecs.images import decode_image_into
 from gatdist.data.dataset import open_dataset
 from gatdist.data.format.shard_files import write_dataset
 from gatdist.data.loader import Loader
-from gatdist.data.order import SampleOrder
+from gatdist.data.order import SampleOrder, WorkerShare
 from gatdist.storage import Store
 
 BATCH = 64
@@ -48,10 +48,7 @@ def open_loader(
     return Loader(
         dataset,
         SampleOrder.from_config(config, dataset.layout),
-        global_batch=config.step_samples,
-        rank=rank,
-        world_size=world_size,
-        position=position,
+        WorkerShare.from_config(config, rank, world_size, position),
         config=config.data,
     )
 

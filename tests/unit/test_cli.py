@@ -211,11 +211,11 @@ def test_rejected_setting_leaves_the_folder_usable(tmp_path):
     assert train(tmp_path / "run", settings=["game.loss=nonsaturating"]) == 0
 
 
-def test_batch_that_workers_do_not_divide_is_rejected_before_ray_starts(tmp_path, capsys):
-    assert main(["train", "digits", "--workers", "3", "--run-dir", str(tmp_path)]) == 2
+def test_batch_with_fewer_samples_than_workers_is_rejected_before_ray_starts(tmp_path, capsys):
+    assert main(["train", "digits", "--workers", "65", "--run-dir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("gatdist: run.global_batch = 64: ")
-    assert "3 workers" in error
+    assert "65 workers" in error
 
 
 def test_workers_with_local_is_rejected(tmp_path, capsys):
