@@ -15,8 +15,8 @@ from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
 
-from gatdist.cluster.membership import Roster, Seat
-from gatdist.common.errors import WorkerLostError
+from gatdist.cluster.membership import LeftBehindError
+from gatdist.cluster.roster import Roster, Seat
 
 PRELOADED = ["pytest", "hypothesis", "torch.distributed", "gatdist.training.loop"]
 PATIENCE_S = 10.0
@@ -97,7 +97,7 @@ class _Channel:
     def seat(self) -> Seat | None:
         seat, is_member = self.served.seat(self.worker)
         if not is_member:
-            raise WorkerLostError("this worker does not take part any more")
+            raise LeftBehindError("this worker does not take part any more")
         return seat
 
     def is_due(self) -> bool:

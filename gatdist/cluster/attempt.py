@@ -26,16 +26,18 @@ from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.worker_group import ReplicaGroup
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.util.placement_group import PlacementGroup
 
+from gatdist.cluster import epochs
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.network import choose_interface
 from gatdist.cluster.preflight import HostInfo, host_info, require_compatible
 from gatdist.cluster.rendezvous import join
-from gatdist.cluster.worker import work
+from gatdist.cluster.worker import JOINS, work
 from gatdist.common.errors import ClusterError, WorkerLostError, rebuilt, summary
 from gatdist.config import Config, set_cuda_variables
 
@@ -55,6 +57,7 @@ class Attempt(threading.Thread):
     Args:
         config: Of the run.
         num_workers: Number of workers.
+        sizes: Numbers of workers that may go on after a loss; none if it ends the launch.
         needs: Resources of each worker.
         bridge: Of this launch. Its mailbox holds what workers need, since Ray may log the rest.
         records: An empty local folder for Ray Train's own records, which are not used.
@@ -67,6 +70,7 @@ class Attempt(threading.Thread):
         config: Config,
         *,
         num_workers: int,
+        sizes: tuple[int, ...],
         needs: dict[str, float],
         bridge: Bridge,
         records: str,
@@ -86,6 +90,7 @@ class Attempt(threading.Thread):
                 bridge=bridge,
                 first=first,
                 exact=config.run.reduction == "canonical",
+                sizes=sizes,
             ),
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
@@ -97,7 +102,8 @@ class Attempt(threading.Thread):
             run_config=RunConfig(
                 name="gatdist",
                 storage_path=records,
-                failure_config=FailureConfig(max_failures=0),
+                # -1: lost workers are replaced, without limit; the driver sets one.
+                failure_config=FailureConfig(max_failures=-1 if sizes else 0),
                 callbacks=[_ReportController(bridge)],  # type: ignore[list-item]
             ),
         )
@@ -157,30 +163,31 @@ class _TorchConfig(TorchConfig):
     bridge: Bridge | None = None
     first: bool = True
     exact: bool = False  # whether results must be bit-identical
+    sizes: tuple[int, ...] = ()  # numbers of workers that may go on; none: a loss ends the launch
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        return _Preflight
+        return _Replacing if self.sizes else _Preflight
 
 
 class _Preflight(_TorchBackend):
     """Ray Train's torch backend, which forms the process group after the preflight checks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found: list[HostInfo] = []
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         config: _TorchConfig = backend_config
         bridge = config.bridge
         assert bridge is not None
         try:
-            found = worker_group.execute(
-                _look_around, bridge, config.backend == "nccl", config.exact
-            )
-            for message in require_compatible(found, time.time(), exact=config.exact):
-                bridge.emit("warning", {"message": message})
+            self._look(worker_group, config)
         except ClusterError as error:
             bridge.report("fail", ClusterError.__name__, str(error))
             raise
         try:
-            failure = _form_group(worker_group, config, found)
+            failure = _form_group(worker_group, config, self._found)
         except Exception as died:
             failure = f"the workers did not connect ({summary(died)})"
         if failure:
@@ -188,6 +195,52 @@ class _Preflight(_TorchBackend):
             kind = ClusterError if config.first else WorkerLostError
             bridge.report("fail", kind.__name__, failure)
             raise rebuilt(kind.__name__, failure)
+
+    def _look(self, worker_group: Any, config: _TorchConfig) -> None:
+        """Examine new workers, which must fit together with those examined before."""
+        bridge = config.bridge
+        assert bridge is not None
+        new = worker_group.execute(_look_around, bridge, config.backend == "nccl", config.exact)
+        now_s = time.time()
+        before = [one._replace(clock_s=now_s) for one in self._found]
+        for message in require_compatible([*before, *new], now_s, exact=config.exact):
+            bridge.emit("warning", {"message": message})
+        self._found = [*self._found, *new]
+
+
+class _Replacing(_Preflight):
+    """Of a run that goes on without lost workers: Ray Train replaces each by itself."""
+
+    has_replica_groups = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_started = False
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        config: _TorchConfig = backend_config
+        bridge = config.bridge
+        assert bridge is not None
+        if isinstance(worker_group, ReplicaGroup):
+            self._look(worker_group, config)
+            worker_group.execute(_let_join)
+            return
+        if self._has_started:
+            bridge.report("fail", WorkerLostError.__name__, "all workers died")
+            raise WorkerLostError("all workers died")
+        super().on_start(worker_group, backend_config)
+        self._has_started = True
+        bridge.report("enroll", list(config.sizes), worker_group.execute(_name))
+
+
+def _name() -> str:
+    """In a worker: return its name."""
+    return str(ray.get_runtime_context().get_actor_id())
+
+
+def _let_join() -> None:
+    """In a worker: note that it joins a run."""
+    os.environ[JOINS] = "1"
 
 
 def _form_group(worker_group: Any, config: _TorchConfig, found: Sequence[HostInfo]) -> str:
@@ -209,7 +262,7 @@ def _join(backend: str, limit_s: float, hosts: Mapping[int, str]) -> str:
     """In a worker: join the process group; return the error or ""."""
     rank = ray.train.get_context().get_world_rank()
     try:
-        join(
+        epochs.abort_first = join(
             backend,
             ray.train.torch.get_device(),
             rank=rank,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gatdist.cluster.policies import Heartbeat
+from gatdist.cluster.roster import Address, Roster, Seat
 from gatdist.common.errors import WorkerLostError
 from gatdist.config import set_env
 
@@ -17,6 +20,8 @@ Orders = dict[str, Any]
 _NO_ORDERS: Orders = {"stop": False, "stacks": 0}
 # Ray restarts a mailbox within seconds.
 _ANSWER_S = 60.0
+# How long workers of an epoch that has ended may take to arrive for the next one.
+_PATIENCE_S = 5.0
 
 
 class DriverUpdate(NamedTuple):
@@ -28,6 +33,8 @@ class DriverUpdate(NamedTuple):
     outcome: dict[str, Any] | None  # what the training loop returned
     failure: tuple[str, str] | None  # class and message of a worker's first GatdistError
     controller: Any  # handle of Ray Train's controller; None until it has started
+    members: list[str]  # of the present epoch, without those lost; empty if there are no epochs
+    is_between: bool  # whether that epoch has ended, and the next one has not begun
 
 
 class Mailbox:
@@ -44,7 +51,9 @@ class Mailbox:
     def _begin(self, launch: int) -> None:
         self._launch = launch
         self._events: list[Event] = []
-        self._heartbeats: dict[int, dict[str, Any]] = {}
+        self._heartbeats: dict[str, dict[str, Any]] = {}  # by worker
+        self._actors: dict[str, Any] = {}  # handles, by worker
+        self._roster: Roster | None = None
         self._stacks: dict[int, dict[str, Any]] = {}
         self._orders = _NO_ORDERS
         self._outcome: dict[str, Any] | None = None
@@ -69,22 +78,46 @@ class Mailbox:
         self._orders = orders
         events, self._events = self._events, []
         now = time.monotonic()
+        if self._roster:
+            self._roster.look(now)
+        members = self._roster.present if self._roster else []
+        present = [
+            fields
+            for worker, fields in self._heartbeats.items()
+            if not members or worker in members
+        ]
         heartbeats = [
             Heartbeat.parse(
                 fields
                 | {
                     "silent_s": now - fields["heard"],
                     "still_s": fields["still_s"] + now - fields["heard"],
-                    "waits": self._stacks.get(rank, {}).get("waits"),
-                    "flight": self._stacks.get(rank, {}).get("flight"),
+                    "waits": self._stacks.get(fields["rank"], {}).get("waits"),
+                    "flight": self._stacks.get(fields["rank"], {}).get("flight"),
                 }
             )
-            for rank, fields in sorted(self._heartbeats.items())
+            for fields in sorted(present, key=itemgetter("rank"))
         ]
         stacks = {rank: message["text"] for rank, message in sorted(self._stacks.items())}
         return DriverUpdate(
-            events, heartbeats, stacks, self._outcome, self._failure, self._controller
+            events,
+            heartbeats,
+            stacks,
+            self._outcome,
+            self._failure,
+            self._controller,
+            members,
+            self._roster is not None and self._roster.has_ended,
         )
+
+    def lose(self, launch: int, workers: list[str]) -> None:
+        """Take note that workers have died, or must not go on, and end their processes."""
+        if self._roster and launch == self._launch:
+            for worker in workers:
+                if actor := self._actors.pop(worker, None):
+                    ray.kill(actor)
+                self._heartbeats.pop(worker, None)
+                self._roster.lose(worker, time.monotonic())
 
     def give(self, given: dict[str, Any]) -> None:
         """Store what workers need to start, with secrets: Ray does not log arguments of methods."""
@@ -100,14 +133,43 @@ class Mailbox:
         self._events.append((kind, fields))
 
     def _heartbeat(self, rank: int, fields: dict[str, Any]) -> Orders:
-        self._heartbeats[rank] = fields | {"rank": rank, "heard": time.monotonic()}
-        return self._orders
+        worker = fields["actor"]
+        if self._roster and not self._roster.is_member(worker):
+            return self._orders
+        self._heartbeats[worker] = fields | {"rank": rank, "heard": time.monotonic()}
+        if not self._roster:
+            return self._orders
+        roster = self._roster
+        return self._orders | {
+            "epoch": roster.epoch,
+            "is_between": roster.has_ended,
+            "is_due": roster.is_due,
+        }
+
+    def _actor(self, worker: str, actor: list[Any]) -> None:
+        (self._actors[worker],) = actor
+
+    def _enroll(self, sizes: list[int], workers: list[str]) -> None:
+        self._roster = Roster(sizes, workers, _PATIENCE_S)
+
+    def _arrive(self, worker: str, meets_at: Address, host: str, reason: str) -> None:
+        if self._roster:
+            self._roster.arrive(worker, meets_at, host, reason, time.monotonic())
+
+    def _seat(self, worker: str) -> tuple[Seat | None, bool, bool]:
+        if not self._roster:  # a mailbox that was restarted
+            return None, False, self._outcome is not None
+        self._roster.look(time.monotonic())
+        is_member = self._roster.is_member(worker)
+        return self._roster.seat(worker), is_member, self._outcome is not None
 
     def _stack(self, rank: int, fields: dict[str, Any]) -> None:
         self._stacks[rank] = fields
 
     def _finish(self, outcome: dict[str, Any]) -> None:
         self._outcome = outcome
+        if self._roster:
+            self._roster.end()
 
     def _fail(self, kind: str, message: str) -> None:
         self._failure = self._failure or (kind, message)  # the first one causes the others
@@ -172,6 +234,10 @@ class Bridge:
         # It is reported once, and not to a mailbox that was restarted.
         self.controller = update.controller or self.controller
         return update._replace(controller=self.controller)
+
+    def lose(self, workers: Sequence[str]) -> None:
+        """See :meth:`Mailbox.lose`."""
+        ray.get(self.actor.lose.remote(self.launch, list(workers)), timeout=_ANSWER_S)
 
     def give(self, given: dict[str, Any]) -> None:
         """Store what workers need to start. It is neither logged nor written."""

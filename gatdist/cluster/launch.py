@@ -55,6 +55,8 @@ _GROWTH_PATIENCE_S = 10.0
 _STACKS_WAIT_S = 3.0
 # Training workers stop by themselves within this.
 _PATIENCE_S = 1.5
+# Ray Train ends within this, once the workers have.
+_END_S = 10.0
 # Ray takes a moment to release the resources of the last launch.
 _RELEASE_S = 3.0
 
@@ -112,7 +114,7 @@ class _Run:
         self.needs = policies.needs_of(config.cluster, has, grows=joined and may_grow())
         self.bridge = Bridge()
         self.metrics = Metrics(config, run_dir)
-        self._recovery = policies.Recovery(config.cluster.max_failures)
+        self.recovery = policies.Recovery(config.cluster.max_failures)
         elastic = len(self.sizes) > 1
         self._demand = Demand(self.needs, self.sizes[-1] * joined, at_once=joined and elastic)
         self.began = time.monotonic()
@@ -167,7 +169,7 @@ class _Run:
     def _recover(self, error: GatdistError) -> str:
         """Wait before the next launch and return its reason; or raise the error."""
         self.disturbances += 1
-        decision = self._recovery.decide(error, self.reached)
+        decision = self.recovery.decide(error, self.reached)
         if self.interrupted or not decision.retries:
             raise _final(error, decision.reason, self.log) from None
         delay = f" in {decision.delay_s:.0f} s" if decision.delay_s else ""
@@ -232,6 +234,8 @@ class _Launch:
         self._late_since: float | None = None
         self._straggler_reported = False
         self._stacks_requested = 0
+        self._between_since: float | None = None
+        self._over_since: float | None = None
         self._saved_since: float | None = None
 
     def train(self, reason: str) -> dict[str, Any]:
@@ -247,6 +251,7 @@ class _Launch:
             attempt = Attempt(
                 run.config,
                 num_workers=self._size,
+                sizes=self._sizes_to_go_on(),
                 needs=run.needs,
                 bridge=run.bridge,
                 records=records,
@@ -257,10 +262,10 @@ class _Launch:
             while attempt.is_alive():
                 attempt.join(_LOOK_S)
                 update = self._take(attempt)
-                if self._has_started:
-                    start.close()  # deletes the marker
+                if self._has_started and self._cluster.after_loss == "restart":
+                    start.close()  # deletes the marker; replacements look for it
                 error = self._check(update)
-                if not error and not self._can_end(update):
+                if not error and not self._can_end(update) and not self._hangs(update):
                     continue
                 # Users who have asked for the end do not wait for Ray Train's.
                 attempt.abort(update.controller, waits=error is not None or not run.interrupted)
@@ -277,6 +282,12 @@ class _Launch:
             raise _reported(update)
         attempt.release()  # a controller that died has released nothing
         raise _explained(attempt.error, update.heartbeats, run.log)
+
+    def _sizes_to_go_on(self) -> tuple[int, ...]:
+        """Return with how many workers this launch may go on; none if a loss ends it."""
+        if self._cluster.after_loss == "restart":
+            return ()
+        return tuple(size for size in self._run.sizes if size <= self._size)
 
     def _take(self, attempt: Attempt) -> DriverUpdate:
         """Send orders to the workers, and show what they report."""
@@ -308,6 +319,14 @@ class _Launch:
         self._saved_since = self._saved_since or now
         return now - self._saved_since > _PATIENCE_S
 
+    def _hangs(self, update: DriverUpdate) -> bool:
+        """Whether Ray Train is still busy, such as with a replacement, though the run is over."""
+        now = time.monotonic()
+        if update.outcome is None:
+            return False
+        self._over_since = self._over_since or now
+        return now - self._over_since > _END_S
+
     def _interrupted(self, update: DriverUpdate) -> dict[str, Any]:
         """Return the outcome of workers that were killed when nothing was to be saved."""
         seen = update.heartbeats[0].samples_seen if update.heartbeats else self._run.reached
@@ -323,15 +342,50 @@ class _Launch:
         if not self._has_started and len(update.heartbeats) == self._size:
             self._has_started = True
             self._run.start_s = now - self._began
-        error = (
-            self._check_stragglers(update, now)
-            if self._has_started
-            else self._check_start(update, now)
-        )
+        if update.members and (error := self._check_members(update, now)):
+            return error
+        if not self._has_started:
+            error = self._check_start(update, now)
+        elif update.is_between:  # all wait for those of the next epoch, for a limited time
+            error = None
+        else:
+            error = self._check_stragglers(update, now)
         if error is None and now - self._looked > _LOOK_AT_NODES_S:
             self._looked = now
             return self._check_nodes(update, now)
         return error
+
+    def _check_members(self, update: DriverUpdate, now: float) -> GatdistError | None:
+        """Take lost workers out of the run; return why it can't go on without them."""
+        if not update.is_between:
+            self._between_since = None
+            if now - self._looked <= _LOOK_AT_NODES_S:
+                return None
+        of_nodes = set(Nodes.now().lost({one.node for one in update.heartbeats}))
+        dead = dead_actors(update.members)
+        dead |= {one.actor for one in update.heartbeats if one.node in of_nodes}
+        if dead:
+            names = [str(one) for one in update.heartbeats if one.actor in dead]
+            message = f"{' and '.join(names) or 'a worker'} died"
+            if error := self._without(dead, update, message):
+                return error
+        if update.is_between:
+            self._between_since = self._between_since or now
+            if now - self._between_since > self._cluster.wait_for_workers_s:
+                return WorkerLostError("no replacement for a lost worker")
+        return None
+
+    def _without(self, lost: set[str], update: DriverUpdate, why: str) -> GatdistError | None:
+        """Let the others go on without lost workers; return the error if they can't."""
+        run, error = self._run, WorkerLostError(why)
+        if not set(update.members) - lost:
+            return error
+        run.disturbances += 1
+        run.bridge.lose(sorted(lost))
+        if not run.recovery.decide(error, run.reached).retries:
+            return error
+        run.show("warning", {"message": f"{why}. The others go on"})
+        return None
 
     def _check_start(self, update: DriverUpdate, now: float) -> GatdistError | None:
         waited_s = now - self._began
@@ -362,7 +416,8 @@ class _Launch:
             self._run.show("warning", {"message": f"{late.message}; stacks: {file}"})
         if late.for_s < timeout_s:
             return None
-        return WorkerLostError(f"{late.message}, more than cluster.heartbeat_timeout_s")
+        message = f"{late.message}, more than cluster.heartbeat_timeout_s"
+        return self._without({one.actor for one in late.workers}, update, message)
 
     def _write_stacks(self, update: DriverUpdate, late: policies.StragglerReport) -> str:
         store = Store(self._run.run_dir, self._run.config.run.storage_options)
@@ -377,7 +432,7 @@ class _Launch:
         run = self._run
         used = {heartbeat.node: heartbeat.host for heartbeat in update.heartbeats}
         nodes = Nodes.now()
-        if lost := nodes.lost(used):
+        if not update.members and (lost := nodes.lost(used)):
             hosts = ", ".join(sorted(used[node] for node in lost))
             return WorkerLostError(f"lost {hosts}: Ray can't reach it any more")
         if run.interrupted or self.stop_reason:

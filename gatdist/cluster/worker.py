@@ -17,6 +17,8 @@ from gatdist.cluster import connection  # noqa: F401  sets up Ray's import
 import ray.train.torch
 
 from gatdist.cluster.bridge import Bridge
+from gatdist.cluster.epochs import RosterChannel, RunIsOver, membership_of
+from gatdist.cluster.membership import LeftBehindError, RosterMembership
 from gatdist.cluster.rendezvous import set_collective_timeout
 from gatdist.cluster.runtime_env import prefer_folders
 from gatdist.common.errors import (
@@ -25,8 +27,11 @@ from gatdist.common.errors import (
     WorkerLostError,
     lost_worker,
     rebuilt,
+    summary,
 )
 from gatdist.config import parse_config
+from gatdist.parallel.communicator import Communicator
+from gatdist.parallel.members import Members
 from gatdist.storage import Store
 from gatdist.storage.backends import redact_secrets, secrets_of
 from gatdist.training.progress import Progress
@@ -35,6 +40,7 @@ _HEARTBEAT_S = 0.5
 # A later answer is ignored: the next heartbeat brings the orders again.
 _ANSWER_S = 5.0
 _DAY_S = 86400.0
+JOINS = "GATDIST_JOINS"  # environment variable of a worker that joins a run
 
 
 def work(given: dict[str, Any]) -> None:
@@ -70,37 +76,79 @@ def _work(given: dict[str, Any]) -> None:
 
     bridge: Bridge = given["bridge"]
     config = parse_config(json.loads(given["config"]))
-    comm = TorchCommunicator(ray.train.torch.get_device())
+    device = ray.train.torch.get_device()
     torch.set_num_threads(config.cluster.cpus_per_worker)
-    # The driver ends hung workers. A timeout would end those that wait for another one's long
-    # evaluation or commit.
-    set_collective_timeout(_DAY_S)
+    is_joining = os.environ.get(JOINS) == "1"
+    comm: Communicator | None = None
+    if not is_joining:
+        comm = TorchCommunicator(device)
+        # The driver ends hung workers. A timeout would end those that wait for another one's long
+        # evaluation or commit.
+        set_collective_timeout(_DAY_S)
+    membership: RosterMembership | None = None
+    channel = RosterChannel(bridge, str(ray.get_runtime_context().get_actor_id()))
+    if config.cluster.after_loss == "continue":
+        membership = membership_of(config, device, channel, is_joining=is_joining)
+        comm = Members(comm, membership, device)
+    assert comm is not None
     name, progress = f"worker {comm.rank} on {socket.gethostname()}", Progress()
     try:
-        with _heartbeat(bridge, comm.rank, progress) as stop:
+        bridge.report("actor", str(ray.get_runtime_context().get_actor_id()), [_this_actor()])
+        with _heartbeat(bridge, comm, progress, channel, membership) as stop:
             outcome = run(
                 config,
                 comm,
                 Store(given["run_dir"], config.run.storage_options),
                 should_stop=stop.is_set,
-                emit=bridge.emit if comm.is_main else lambda kind, fields: None,
+                emit=bridge.emit,
                 progress=progress,
                 reason=given["reason"],
             )
+    except RunIsOver:
+        return
+    except LeftBehindError:
+        raise  # of no concern to the others
     except GatdistError as error:
         message = f"{error} ({name})" if comm.world_size > 1 else str(error)
         bridge.report("fail", type(error).__name__, message)
         raise
     except RuntimeError as error:
-        if lost := lost_worker(error, name):
+        lost = lost_worker(error, name)
+        if lost and not membership:
             bridge.report("fail", WorkerLostError.__name__, str(lost))
+        elif not lost:
+            _report_bug(bridge, name, error, membership)
         raise
+    except Exception as error:
+        _report_bug(bridge, name, error, membership)
+        raise
+    finally:
+        if membership:
+            membership.abort()
     if comm.is_main:
         bridge.report("finish", outcome)
 
 
+def _this_actor() -> Any:
+    return ray.get_runtime_context().current_actor
+
+
+def _report_bug(
+    bridge: Bridge, name: str, error: Exception, membership: RosterMembership | None
+) -> None:
+    """End a run whose worker would fail again if it was replaced."""
+    if membership:
+        bridge.report("fail", TrainingError.__name__, f"{name} failed: {summary(error)}")
+
+
 @contextmanager
-def _heartbeat(bridge: Bridge, rank: int, progress: Progress) -> Iterator[threading.Event]:
+def _heartbeat(
+    bridge: Bridge,
+    comm: Communicator,
+    progress: Progress,
+    channel: RosterChannel,
+    membership: RosterMembership | None,
+) -> Iterator[threading.Event]:
     """Send heartbeats from a thread. Yields an event that is set when the driver orders a stop."""
     stop, over = threading.Event(), threading.Event()
     about = {
@@ -115,12 +163,16 @@ def _heartbeat(bridge: Bridge, rank: int, progress: Progress) -> Iterator[thread
         while True:
             try:
                 report = progress.report() | about
-                orders = bridge.report("heartbeat", rank, report, timeout_s=_ANSWER_S)
+                orders = bridge.report("heartbeat", comm.rank, report, timeout_s=_ANSWER_S)
                 if orders and orders["stop"]:
                     stop.set()
+                if membership and orders and "epoch" in orders:
+                    channel.due = orders["is_due"]
+                    if orders["is_between"] and orders["epoch"] == membership.epoch:
+                        membership.abort()  # the training thread may wait for a lost worker
                 if orders and orders["stacks"] > stacks_sent:
                     stacks_sent = orders["stacks"]
-                    bridge.report("stack", rank, progress.stacks(), timeout_s=_ANSWER_S)
+                    bridge.report("stack", comm.rank, progress.stacks(), timeout_s=_ANSWER_S)
             except ray.exceptions.RayError:
                 pass  # a late answer; or the driver is gone, and Ray ends this worker
             if over.wait(_HEARTBEAT_S):

@@ -133,6 +133,12 @@ class Console:
         took = duration(fields["seconds"])
         self._print(f"evaluated at {count(fields['samples_seen'])} samples in {took}: {found}")
 
+    def _members(self, fields: Fields) -> None:
+        seen, workers = count(fields["samples_seen"]), plural(fields["workers"], "worker")
+        again = "repeating a step" if fields["steps_undone"] else "next step"
+        took = duration(fields["seconds"])
+        self._print(f"going on with {workers} at {seen} samples after {took}: {again}")
+
     def _checkpoint(self, fields: Fields) -> None:
         if not self._is_terminal:
             self._print(f"checkpoint at {count(fields['samples_seen'])} samples")
@@ -248,6 +254,8 @@ _SHOW: Mapping[str, Callable[[Console, Fields], None]] = {
     "alarm": Console._alarm,  # name, message, samples_seen
     "evaluation": Console._evaluation,  # metrics, samples_seen, seconds
     "checkpoint": Console._checkpoint,  # samples_seen
+    # workers (their number), before, samples_seen, steps_undone, seconds, reason
+    "members": Console._members,
     # status, reason, samples_seen, metrics, run_dir, samples (a name in run_dir)
     "done": Console._done,
     "note": Console._note,  # message

@@ -65,8 +65,12 @@ class LogInterval:
         self._comm.take_communication_s()  # of evaluations and commits
         self._began = time.perf_counter()
 
-    def change_workers(self) -> None:
-        """Go on with other workers, who may have made no step in this interval."""
+    def change_workers(self, seconds: float) -> None:
+        """Go on with other workers, who may have made no step in this interval.
+
+        The change took ``seconds``, which are no time of a step.
+        """
+        self._began += seconds
         self.is_uneven = True
         self.steps_between_polls = 1
 
@@ -142,7 +146,7 @@ class LogInterval:
         self._rule.notes.clear()
         gathered = self._comm.all_gather_object(mine)
         self._report_bad(values, [one["bad"] for one in gathered])
-        if all(one["seconds"] for one in gathered):
+        if not self.is_uneven:  # else a worker may have waited for one that was lost
             times = [WorkerTimes(one["host"], one["seconds"], one["samples"]) for one in gathered]
             self._report_slow(values, times)
         for note in sorted({note for one in gathered for note in one["notes"]} - self._reported):

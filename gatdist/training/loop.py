@@ -611,7 +611,7 @@ class _Loop:
         here.step = self._steps_made
         self.progress.step(self.state.samples_seen)
         self.changes_members = False
-        self.interval.change_workers()
+        self.interval.change_workers(happened["seconds"])
         self.evaluator = self._new_evaluator()  # what it has prepared, a worker that joins has not
         if self.graphs:
             self.graphs.clear()

@@ -106,7 +106,7 @@ def test_a_stopped_worker_is_left_behind(undisturbed, tmp_path):
         workers.until(lambda: changes(workers))
         workers.kill("w1", signal.SIGCONT)
         outcomes = workers.finish()
-    assert outcomes["w1"].startswith("WorkerLostError")
+    assert outcomes["w1"].startswith("LeftBehindError")
     assert digest(tmp_path) == undisturbed
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatdist.cluster.membership import Roster
+from gatdist.cluster.roster import Roster
 
 AT = ("host", 1)
 

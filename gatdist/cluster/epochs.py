@@ -1,0 +1,109 @@
+"""A Ray worker's way from one epoch of a run to the next."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from gatdist.cluster import connection  # noqa: F401  sets up Ray's import
+
+# isort: split
+import ray
+
+from gatdist.cluster.bridge import Bridge
+from gatdist.cluster.membership import LeftBehindError, RosterMembership
+from gatdist.cluster.rendezvous import join, set_collective_timeout
+from gatdist.cluster.roster import Address, Seat
+from gatdist.config import Config
+from gatdist.parallel.communicator import Communicator, LocalCommunicator, TorchCommunicator
+
+_ANSWER_S = 30.0
+# Workers that arrive for an epoch are up: only their network can delay them.
+_CONNECT_S = 20.0
+_DAY_S = 86400.0
+
+# Fails the collectives of the group that Ray Train's backend has formed in this process.
+abort_first: Callable[[], None] = lambda: None  # noqa: E731
+
+
+class RunIsOver(Exception):
+    """The run has ended while this worker waited to join it."""
+
+
+class RosterChannel:
+    """The way of the worker with this name to the roster, through the driver's mailbox.
+
+    Attributes:
+        due: whether the workers are to change, as of the last heartbeat.
+    """
+
+    def __init__(self, bridge: Bridge, worker: str) -> None:
+        self._bridge, self._worker = bridge, worker
+        self.due = False
+
+    def arrive(self, meets_at: Address, reason: str) -> None:
+        host = f"{socket.gethostname()} ({meets_at[0]})"
+        self._report("arrive", self._worker, meets_at, host, reason)
+
+    def seat(self) -> Seat | None:
+        seat, is_member, is_over = self._report("seat", self._worker)
+        if is_over:
+            raise RunIsOver
+        if not is_member:
+            raise LeftBehindError("the run goes on without this worker")
+        return None if seat is None else Seat(*seat)
+
+    def is_due(self) -> bool:
+        return self.due
+
+    def _report(self, what: str, *given: Any) -> Any:
+        return self._bridge.report(what, *given, timeout_s=_ANSWER_S)
+
+
+def membership_of(
+    config: Config, device: Any, channel: RosterChannel, *, is_joining: bool
+) -> RosterMembership:
+    """Return the membership of this worker, whom Ray Train's backend has connected if it starts."""
+    automatic = "nccl" if device.type == "cuda" else "gloo"
+    backend = automatic if config.cluster.backend == "auto" else config.cluster.backend
+
+    def form(seat: Seat) -> tuple[Communicator, Callable[[], None]]:
+        if seat.world_size == 1:
+            return LocalCommunicator(device), lambda: None
+        abort = join(
+            backend,
+            device,
+            rank=seat.rank,
+            world_size=seat.world_size,
+            master=seat.master,
+            host=seat.hosts[seat.rank],
+            arrive_s=_CONNECT_S,
+            connect_s=_CONNECT_S,
+            known_hosts=seat.hosts,
+        )
+        set_collective_timeout(_DAY_S)
+        return TorchCommunicator(device), abort
+
+    return RosterMembership(
+        channel,
+        form,
+        _end,
+        _free_address,
+        abort=(lambda: None) if is_joining else abort_first,
+        wait_s=config.cluster.wait_for_workers_s,
+    )
+
+
+def _end() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _free_address() -> Address:
+    address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    with socket.socket() as listener:
+        listener.bind((address, 0))
+        return address, listener.getsockname()[1]

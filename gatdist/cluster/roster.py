@@ -1,0 +1,160 @@
+"""Who the workers of each epoch of a run are.
+
+An epoch has a fixed set of workers and one process group. It ends when a worker is lost, or at the
+end of a step when workers are to join or leave. The others *arrive* for the next epoch, which
+begins once all of them have; workers that start meanwhile join it, as far as there is room. One
+:class:`Roster` decides, in the driver's mailbox, so that no two groups of workers can both go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+Address = tuple[str, int]
+
+
+class Seat(NamedTuple):
+    """A worker's place in an epoch."""
+
+    epoch: int
+    rank: int
+    world_size: int
+    master: Address  # where rank 0 lets the workers meet
+    hosts: Mapping[int, str]  # of all workers, by rank, for messages
+
+
+class Arrival(NamedTuple):
+    """A worker that waits for the next epoch."""
+
+    meets_at: Address  # where the others could meet, if it becomes rank 0
+    host: str
+    since_s: float
+
+
+class Roster:
+    """Decides who the workers of the next epoch are.
+
+    Workers are named by any string that is never used again. The clock is that of ``now_s``.
+
+    Args:
+        sizes: numbers of workers that an epoch may have, ascending.
+        members: workers of the first epoch, by rank, whom the launcher connects.
+        patience_s: how long workers of an epoch that has ended may take to arrive; then they count
+            as lost.
+
+    Attributes:
+        epoch: number of the present epoch, from 1.
+        members: its workers, by rank.
+        lost: all workers that do not take part any more.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], members: Sequence[str] = (), patience_s: float = 5.0
+    ) -> None:
+        self._sizes, self._patience_s = tuple(sizes), patience_s
+        self.epoch, self.members = 1, list(members)
+        self.lost: set[str] = set()
+        self.reasons: list[str] = []  # why the present epoch ends, in the order of their arrival
+        self._leaving: set[str] = set()
+        self._is_over = False
+        self._waiting: dict[str, Arrival] = {}
+        self._seats: dict[str, Seat] = {}
+
+    def arrive(self, worker: str, meets_at: Address, host: str, reason: str, now_s: float) -> None:
+        """Let a worker wait for the next epoch.
+
+        ``reason`` says why it has left the present one; "" if that was due, or if it joins.
+        """
+        self._seats.pop(worker, None)
+        self._waiting[worker] = Arrival(meets_at, host, now_s)
+        if reason and worker in self.members:
+            self.reasons.append(reason)
+        self.look(now_s)
+
+    def lose(self, worker: str, now_s: float) -> None:
+        """Take note that a worker has died, or must not go on."""
+        self.lost.add(worker)
+        self._waiting.pop(worker, None)
+        self.look(now_s)
+
+    def leave(self, worker: str) -> None:
+        """Ask a worker to leave at the end of a step."""
+        self._leaving.add(worker)
+
+    def end(self) -> None:
+        """Take note that the run is over: no epoch follows."""
+        self._is_over = True
+
+    def seat(self, worker: str) -> Seat | None:
+        """Return the place of a worker that has arrived; None while the epoch has not begun."""
+        return self._seats.get(worker)
+
+    def is_member(self, worker: str) -> bool:
+        """Return whether a worker takes part, or may yet do so."""
+        return not self._is_over and worker not in self.lost and worker not in self._leaving
+
+    @property
+    def present(self) -> list[str]:
+        """Workers of the present epoch that are not lost."""
+        return [worker for worker in self.members if worker not in self.lost]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the present epoch is over, so that its workers must arrive."""
+        return bool(self.lost & {*self.members} or self._waiting.keys() & {*self.members})
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the workers are to change at the end of a step."""
+        if self._leaving & {*self.members}:
+            return True
+        joins = len(self._waiting.keys() - {*self.members})
+        return bool(joins) and self._size(len(self.members) + joins) > len(self.members)
+
+    def look(self, now_s: float) -> None:
+        """Begin the next epoch if its workers are complete."""
+        if not self.has_ended:
+            return
+        stay = [w for w in self.members if self.is_member(w)]
+        late = [w for w in stay if w not in self._waiting]
+        if late:
+            arrived = [self._waiting[w].since_s for w in stay if w in self._waiting]
+            if not arrived or now_s - min(arrived) < self._patience_s:
+                return
+            self.lost.update(late)
+            stay = [w for w in stay if w not in late]
+        if not stay:
+            return
+        new = [w for w in self._waiting if w not in self.members and self.is_member(w)]
+        size = self._size(len(stay) + len(new))
+        if not size:
+            return
+        self._begin(_ranked(self.members, stay, new[: max(0, size - len(stay))], size))
+
+    def _size(self, available: int) -> int:
+        return max((size for size in self._sizes if size <= available), default=0)
+
+    def _begin(self, members: list[str]) -> None:
+        self.epoch += 1
+        self.members, self.reasons = members, []
+        arrivals = [self._waiting.pop(worker) for worker in members]
+        hosts = {rank: arrival.host for rank, arrival in enumerate(arrivals)}
+        for rank, worker in enumerate(members):
+            self._seats[worker] = Seat(self.epoch, rank, len(members), arrivals[0].meets_at, hosts)
+
+
+def _ranked(before: Sequence[str], stay: Sequence[str], new: Sequence[str], size: int) -> list[str]:
+    """Return the workers by rank: those that stay keep theirs, as far as possible.
+
+    The first of them becomes rank 0 if that is vacant, since it holds the state.
+    """
+    stay = stay[:size]
+    ranks = {before.index(worker): worker for worker in stay if before.index(worker) < size}
+    moved = [worker for worker in stay if worker not in ranks.values()]
+    if 0 not in ranks:
+        first = stay[0]
+        ranks = {0: first} | {rank: w for rank, w in ranks.items() if w != first}
+        moved = [worker for worker in moved if worker != first]
+    rest = iter([*moved, *new])
+    return [ranks[rank] if rank in ranks else next(rest) for rank in range(size)]
