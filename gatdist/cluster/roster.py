@@ -109,8 +109,13 @@ class Roster:
         """Whether the workers are to change at the end of a step."""
         if self._leaving & {*self.members}:
             return True
-        joins = len(self._waiting.keys() - {*self.members})
+        joins = len(self._joining)
         return bool(joins) and self._size(len(self.members) + joins) > len(self.members)
+
+    @property
+    def _joining(self) -> list[str]:
+        """Workers that wait to join, without those that were lost or have left."""
+        return [w for w in self._waiting if w not in self.members and self.is_member(w)]
 
     def look(self, now_s: float) -> None:
         """Begin the next epoch if its workers are complete."""
@@ -126,7 +131,7 @@ class Roster:
             stay = [w for w in stay if w not in late]
         if not stay:
             return
-        new = [w for w in self._waiting if w not in self.members and self.is_member(w)]
+        new = self._joining
         size = self._size(len(stay) + len(new))
         if not size:
             return

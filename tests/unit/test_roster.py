@@ -82,6 +82,16 @@ def test_a_worker_leaves_at_the_end_of_a_step():
     arrive(roster, "a", "b")
     assert roster.members == ["b"]
     assert not roster.is_member("a")
+    assert not roster.is_due
+
+
+def test_a_lost_worker_that_comes_back_changes_nothing():
+    roster = Roster([1, 2, 3], ["a", "b", "c"])
+    roster.lose("b", 0.0)
+    arrive(roster, "a", "c", reason="lost")
+    arrive(roster, "b", reason="lost")
+    assert not roster.is_due
+    assert not roster.has_ended
 
 
 def test_nobody_works_after_the_end():
@@ -108,7 +118,7 @@ def test_each_epoch_has_whole_seats_and_a_source(sizes, events):
         before, lost = roster.epoch, set(roster.lost)
         worker = f"w{number % started}"
         now += 1.0
-        if kind == "arrive" and worker not in lost:
+        if kind == "arrive":
             arrive(roster, worker, reason="lost", now_s=now)
         elif kind == "lose":
             roster.lose(worker, now)
@@ -121,6 +131,10 @@ def test_each_epoch_has_whole_seats_and_a_source(sizes, events):
             now += 10.0
             roster.look(now)
         assert lost <= roster.lost
+        if roster.is_due and not roster.has_ended:
+            assert any(map(roster.is_member, roster._waiting)) or (
+                set(roster.members) & roster._leaving
+            )
         if roster.epoch == before:
             continue
         assert roster.epoch == before + 1
