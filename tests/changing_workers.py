@@ -15,11 +15,47 @@ from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
 
+from faulty_runs import HEAD
 from gatdist.cluster.membership import LeftBehindError
 from gatdist.cluster.roster import Roster, Seat
+from gatdist.runs import Checkpoints
+from gatdist.storage import Store
 
 PRELOADED = ["pytest", "hypothesis", "torch.distributed", "gatdist.training.loop"]
 PATIENCE_S = 10.0
+
+
+_KILLS = """
+kills = {kills}
+def kill_once(place, rank, step):
+    def kill():
+        try:
+            (folder / f"{{place.replace('/', '_')}}-{{rank}}-{{step}}").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+    fail_at(place, kill, rank=rank, step=step, attempt=None)
+for each in kills:
+    kill_once(*each)
+"""
+
+
+def plugin(kills: list[tuple[str, int, int]], more: str = "") -> str:
+    """Return a plugin that kills a worker once at each (place, rank, step)."""
+    return HEAD + _KILLS.format(kills=kills) + more
+
+
+def digest(folder: Any) -> str:
+    """Return that of a run's newest checkpoint."""
+    newest = Checkpoints(Store(str(folder)).child("checkpoints")).newest()
+    assert newest
+    return newest.digest()
+
+
+def changes(workers: Workers) -> list[tuple[int, int, int]]:
+    """Return (workers, samples seen, undone steps) of each change of workers."""
+    fields = [fields for kind, fields in workers.served.events() if kind == "members"]
+    return [(f["workers"], f["samples_seen"], f["steps_undone"]) for f in fields]
 
 
 class Served:
@@ -123,7 +159,6 @@ def _work(
     from gatdist.common.errors import GatdistError
     from gatdist.parallel.communicator import LocalCommunicator, TorchCommunicator
     from gatdist.parallel.members import Members
-    from gatdist.storage import Store
     from gatdist.training.loop import run
     from gatdist.training.progress import Progress
 
@@ -241,9 +276,8 @@ class Workers:
 
     def finish(self, limit_s: float = 120.0) -> dict[str, Any]:
         """Wait for the end of all workers, and return their outcomes."""
-        for process in self.processes.values():
-            process.join(limit_s)
-            assert not process.is_alive(), (self.served.steps(), self.served.outcomes())
+        processes = self.processes.values()
+        self.until(lambda: not any(process.is_alive() for process in processes), limit_s)
         return self.served.outcomes()
 
     def __enter__(self) -> Workers:

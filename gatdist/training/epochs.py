@@ -59,6 +59,11 @@ class Agreement:
         """Whether worker 0 is still the one that writes."""
         return self.workers[0].writes
 
+    @property
+    def is_written(self) -> bool:
+        """Whether worker 0 has written all that was due, or will."""
+        return self.has_writer and self.workers[0].reached[1] == self.settled
+
 
 def agree(comm: Communicator, mine: Standing, state: Callable[[], dict[str, Any]]) -> Agreement:
     """Return what follows from the standings of all workers, which call this together.
@@ -77,7 +82,10 @@ def agree(comm: Communicator, mine: Standing, state: Callable[[], dict[str, Any]
         raise WorkerLostError("no worker is left that holds the state")
     source = reached.index(newest)
     said = comm.broadcast_object(state() if comm.rank == source else None, source)
-    sources = tuple(rank for rank, (samples, _) in enumerate(reached) if samples == newest[0])
+    # What follows a step may have changed the state of some, such as recomputed statistics.
+    is_settled = newest[0] == newest[1]
+    sources = tuple(r for r, each in enumerate(reached) if each == newest and is_settled)
+    sources = sources or (source,)
     return Agreement(workers, sources, newest[1], said)
 
 

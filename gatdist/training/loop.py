@@ -67,6 +67,8 @@ from gatdist.training.step import as_configured, to_device, train_step
 _POLL_S = 1.0  # of storage, while waiting for a checkpoint
 _KEPT_ROWS = 64  # of metrics, which another worker can write if worker 0 is lost before it has
 
+Evaluated = list[dict[str, Any]]  # the state of a checkpoint and the outcome of its evaluation
+
 
 @generators_kept()
 def run(
@@ -208,6 +210,9 @@ class _Loop:
         self.counted = self._counts()
         self.rolls_back = False
         self.changes_members = False
+        self.over = False
+        self.owes_checkpoint = False  # whether one is due after this step, whatever the interval
+        self._recorder: Recorder | None = None
         self.epochs: Epochs | None = None
         if isinstance(comm, Members):
             self.epochs = Epochs(comm, self.state, workers[comm.rank], progress)
@@ -221,7 +226,7 @@ class _Loop:
         self.evaluating: dict[str, Any] | None = None
         self.evaluated_attempt = 0  # wrote the checkpoint to evaluate
         # The last evaluated checkpoint and the outcome, which worker 0 may not live to write.
-        self.evaluated: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self.evaluated: Evaluated | None = None
         self.checkpoints = Checkpoints(
             run_dir.child("checkpoints"),
             Retention.from_config(
@@ -258,40 +263,58 @@ class _Loop:
         return self.outcome["status"] == "finished" and all_seen
 
     def run(self) -> dict[str, Any]:
-        if self.epochs:
-            if not self.epochs.is_whole:
-                self._change_members()
-            self.epochs.writes = self.comm.is_main
         config = self.config
-        note = self._note if self.comm.is_main else self.interval.note
-        self.profiler = Profiler(config, self.comm, self.interval.timer, note)
         with ExitStack() as stack:
             stack.enter_context(closing(self.background))
-            self.recorder = self._recorder()
-            stack.callback(lambda: self.recorder.close())
+            stack.callback(self._close_recorder)
+            if self.epochs:
+                if not self.epochs.is_whole:
+                    self._change_members()
+                self.epochs.writes = self.comm.is_main
+            note = self._note if self.comm.is_main else self.interval.note
+            self.profiler = Profiler(config, self.comm, self.interval.timer, note)
+            if not self._recorder:
+                self._open_recorder()
             stack.enter_context(closing(self.profiler))
             if config.precision.compile:
                 stack.enter_context(self.progress.compiling())
-            if config.health.may_roll_back and self.state.samples_seen == 0:
-                self._commit()  # there must be something to go back to
-            over = False
-            while not over:
+            while True:
                 try:
-                    over = self.evaluating is not None and self._evaluate()
-                    over = over or self._train()
+                    self.over = self.over or self._go_on()
+                    if self.over:
+                        self._end(stack)
+                        break
                 except RuntimeError as error:
                     if self.epochs is None or not is_lost_connection(error):
                         raise
                     self._change_members(summary(error))
-            self._write_profile()
-            self.progress.is_ending = True
-            with self.progress.lengthy():
-                stack.close()
         self.recorder.finish(self.outcome)
         return self.outcome
 
-    def _recorder(self) -> Recorder:
-        return Recorder(
+    def _go_on(self) -> bool:
+        """Make what is due next. Return whether the run is over."""
+        if self.config.health.may_roll_back and not (
+            self.state.samples_seen or self.state.rollbacks
+        ):
+            self._commit()  # there must be something to go back to
+        return (self.evaluating is not None and self._evaluate()) or self._train()
+
+    def _end(self, stack: ExitStack) -> None:
+        """Write the last files, which other workers wait for: worker 0 may be lost meanwhile."""
+        self._write_profile()
+        self.progress.is_ending = True
+        with self.progress.lengthy():
+            if self.epochs:
+                self.comm.of_main(stack.close)
+            stack.close()
+
+    @property
+    def recorder(self) -> Recorder:
+        assert self._recorder
+        return self._recorder
+
+    def _open_recorder(self) -> None:
+        self._recorder = Recorder(
             self.config,
             self.comm,
             self.directory,
@@ -304,6 +327,12 @@ class _Loop:
             # The metrics of an evaluation that is repeated are written again.
             resume_samples=self.state.samples_seen - (self.evaluating is not None),
         )
+        if self.evaluated:
+            self._recorder.evaluated(self.evaluations, *self.evaluated)
+
+    def _close_recorder(self) -> None:
+        if self._recorder:
+            self._recorder.close()
 
     def _train(self) -> bool:
         """Train until the run is over (return true) or has been rolled back (return false)."""
@@ -356,7 +385,9 @@ class _Loop:
 
     def _settle(self) -> bool:
         over = self._after_step()
-        self.settled = self.state.samples_seen
+        if not self.rolls_back:  # else all is to be done again if a worker is lost before
+            self.settled = self.state.samples_seen
+            self.owes_checkpoint = False
         return over
 
     def _after_step(self) -> bool:
@@ -377,7 +408,8 @@ class _Loop:
             status = "interrupted" if stops else "running"  # until it is evaluated
         self.outcome |= {"status": status, "reason": reason, "samples_seen": samples_seen}
         is_log_step = finished or evaluates or self._due(run.log_every_samples)
-        commits = over or evaluates or self._due(run.checkpoint_every_samples)
+        is_due = self.owes_checkpoint or self._due(run.checkpoint_every_samples)
+        commits = over or evaluates or is_due
         if (commits or is_log_step) and self.config.game.ema_batch_norm == "recomputed":
             self._recompute_statistics()
         if over or is_log_step:
@@ -409,11 +441,17 @@ class _Loop:
 
     def _log(self, values: dict[str, Any]) -> None:
         self.progress.enter("log")
-        self.rows.append(values)
-        with record_function("log"):
-            self.recorder.log(values)
-            self.profiler.retry()
+        if values["samples_seen"] > self._logged:  # else before another worker was lost
+            self.rows.append(values)
+            with record_function("log"):
+                self.recorder.log(values)
+                self.profiler.retry()
         self.interval.start()
+
+    @property
+    def _logged(self) -> int:
+        """Samples seen at the last row of metrics."""
+        return self.rows[-1]["samples_seen"] if self.rows else -1
 
     def _due(self, interval: int) -> bool:
         """Return whether the last step reached a multiple of ``interval`` samples (0: never)."""
@@ -443,12 +481,13 @@ class _Loop:
         if not decides:
             return
         decision = decide(self.config.health, counts, counts.since(self.counted))
-        self.counted = counts
+        self.rolls_back = decision.action == "rollback"
+        if not self.rolls_back:
+            self.counted = counts
         if decision.action == "stop":
             raise TrainingError(decision.message)
         if decision.message and self.comm.is_main:
             self.emit("warning", {"message": decision.message})
-        self.rolls_back = decision.action == "rollback"
         self.rule.reconsider()
 
     def _counts(self) -> Counts:
@@ -484,7 +523,7 @@ class _Loop:
             "attempt": self.evaluated_attempt,
             "rollbacks": self.state.rollbacks,
         }
-        self.evaluated = of, self.outcome | {"convergence": self.convergence.state()}
+        self.evaluated = [of, self.outcome | {"convergence": self.convergence.state()}]
         self.recorder.evaluated(self.evaluations, *self.evaluated)
         self.evaluating = None
         self.settled = samples_seen
@@ -511,8 +550,14 @@ class _Loop:
         self.progress.enter("commit")
         self.intact.require()
         require_equal_replicas(self.state.tensors(), self.comm)
-        if not self.comm.is_main or self.committed == self.state.samples_seen:
-            return
+        if self.comm.is_main and self.committed != self.state.samples_seen:
+            self._save(must=must)
+        if self.epochs and self.config.health.may_roll_back:
+            # All go back to it, whoever is lost before.
+            with self.progress.lengthy():
+                self.comm.of_main(self._await_checkpoint)
+
+    def _save(self, *, must: bool) -> None:
         if not must and not self.checkpoints.is_free():
             if not self.skips:
                 at = f"at {self.state.samples_seen:,} samples and until further notice"
@@ -567,11 +612,11 @@ class _Loop:
         if self.comm.is_main:
             self.background.wait()
         if self.epochs:
-            self.epochs.is_whole = False
+            self.epochs.step_start.begin()  # a rollback that is interrupted is undone
         with self.progress.lengthy():
             self._load_newest()
         if self.epochs:
-            self.epochs.is_whole = True
+            self.epochs.step_start.end()
         self.state.rollbacks = rollbacks
         self.counted = self._counts()
         self.interval.statistics.clear()
@@ -604,9 +649,18 @@ class _Loop:
         agreement, happened = self.epochs.begin(
             reason,
             self.settled,
-            lambda: self._checkpoint_state() | {"unwritten_metrics": [*self.rows]},
+            lambda: (
+                self._checkpoint_state()
+                | {
+                    "unwritten_metrics": [*self.rows],
+                    "evaluated": self.evaluated,
+                    "over": self.over,
+                }
+            ),
         )
+        logged, evaluated = self._logged, self.evaluated
         self._take_over(agreement.state)
+        self.evaluated, self.over = agreement.state["evaluated"], agreement.state["over"]
         self.settled = agreement.settled
         here.step = self._steps_made
         self.progress.step(self.state.samples_seen)
@@ -618,21 +672,42 @@ class _Loop:
             self.state.reduction.comm.follow()
         if not agreement.has_writer:
             self.comm.of_main(lambda: self._write_from_now_on(agreement, reason))
+        elif self.comm.is_main:
+            self._write_what_others_have_done(logged, evaluated)
         here.attempt = self.comm.broadcast_object(self.directory.attempt)
-        if not agreement.has_writer:  # the last checkpoint may be incomplete
-            self.committed, self.evaluated_attempt = -1, here.attempt
-            self._commit()
-            self.epochs.writes = self.comm.is_main
+        if not agreement.is_written:
+            self._write_checkpoint_anew()
+        self.epochs.writes = self.comm.is_main
         self.emit("members", {"samples_seen": self.state.samples_seen} | happened)
 
+    def _write_checkpoint_anew(self) -> None:
+        """Write a checkpoint, since the last one may be incomplete.
+
+        In a run that may be rolled back it is complete, and another one would change where to.
+        """
+        self.committed = -1
+        if self.evaluating is not None:
+            self.evaluated_attempt = here.attempt
+            self._commit()
+        elif not self.config.health.may_roll_back:
+            self.owes_checkpoint = self.settled < self.state.samples_seen
+            if not self.owes_checkpoint:
+                self._commit()
+
     def _write_from_now_on(self, agreement: Agreement, reason: str) -> None:
-        if self.recorder.active:  # since a change that was itself interrupted
+        if self._recorder and self._recorder.active:  # since a change that was itself interrupted
             return
         places = [worker.place for worker in agreement.workers]
         hosts = [place["host"] for place in places]
         self.directory.start_attempt(hosts, self.state.samples_seen, reason, places)
-        self.recorder = self._recorder()
-        if self.evaluated:
+        self._open_recorder()
+
+    def _write_what_others_have_done(self, logged: int, evaluated: Evaluated | None) -> None:
+        """Write what follows a step that worker 0 has not completed, but another one has."""
+        for row in self.rows:
+            if row["samples_seen"] > logged:
+                self.recorder.log(row)
+        if self.evaluated and self.evaluated != evaluated:
             self.recorder.evaluated(self.evaluations, *self.evaluated)
 
     def _load_newest(self) -> bool:

@@ -26,6 +26,7 @@ from gatdist.game.hidden import Traits
 from gatdist.game.penalties import penalties
 from gatdist.game.tasks import Task
 from gatdist.parallel.communicator import Communicator
+from gatdist.parallel.members import Members
 from gatdist.parallel.recording import OutsideCommunicator, Recorder
 from gatdist.parallel.reduction import Reduction
 from gatdist.training.health import Guard, LossScaler
@@ -83,10 +84,12 @@ class TrainState:
         if traits is None:
             traits = examine(config, by_player, task, sample_shape, num_classes, metadata)
         self.warnings = require_exact(config, traits)
+        # Workers that may change have equal networks on any number of them.
+        several = max(comm.world_size, 2 if isinstance(comm, Members) else 1)
         for name, network in by_player.items():
-            require_whole_batches(config, name, network, comm.world_size)
+            require_whole_batches(config, name, network, several)
             require_whole_groups(config, name, network, [comm.world_size])
-            if comm.world_size > 1:
+            if several > 1:
                 by_player[name] = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.average = MovingAverage(by_player["generator"], config.game.ema_batch_norm)
         for name in config.precision.compile:

@@ -6,11 +6,9 @@ import signal
 import pytest
 import torch
 
-from changing_workers import Workers
-from faulty_runs import HEAD
+from changing_workers import Workers, changes, digest, plugin
 from gatdist.config import load_config
 from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.runs import Checkpoints
 from gatdist.storage import Store
 from gatdist.training.loop import run
 
@@ -38,21 +36,11 @@ def config():
     return load_config("digits", SETTINGS)
 
 
-def digest(folder):
-    return Checkpoints(Store(str(folder)).child("checkpoints")).newest().digest()
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     run(config(), LocalCommunicator(torch.device("cpu")), Store(str(folder)))
     return digest(folder)
-
-
-def changes(workers):
-    """Return (workers, samples seen, undone steps) of each change of workers."""
-    fields = [fields for kind, fields in workers.served.events() if kind == "members"]
-    return [(f["workers"], f["samples_seen"], f["steps_undone"]) for f in fields]
 
 
 @pytest.mark.parametrize("victim", ["w0", "w1"])
@@ -121,23 +109,10 @@ FAULTS = [
     ("commit/MANIFEST.json", 0, 40),
     ("evaluation", 0, 60),
 ]
-PLUGIN = """
-kills = {kills}
-def kill_once(place, rank, step):
-    def kill():
-        try:
-            (folder / f"{{place.replace('/', '_')}}-{{rank}}-{{step}}").touch(exist_ok=False)
-        except FileExistsError:
-            return
-        os.kill(os.getpid(), signal.SIGKILL)
-    fail_at(place, kill, rank=rank, step=step, attempt=None)
-for each in kills:
-    kill_once(*each)
-"""
 
 
 def faulty(folder, faults):
-    (folder / "faults.py").write_text(HEAD + PLUGIN.format(kills=faults))
+    (folder / "faults.py").write_text(plugin(faults))
     return load_config("digits", [*SETTINGS, 'plugins=["faults"]'])
 
 

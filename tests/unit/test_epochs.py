@@ -1,0 +1,59 @@
+"""What the workers of a new epoch agree on, and what they must have in common."""
+
+import pytest
+import torch
+from torch import nn
+
+from gatdist.common.errors import ConfigError
+from gatdist.config import load_config
+from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.parallel.members import Members, Membership
+from gatdist.training.epochs import Standing, agree
+from gatdist.training.state import TrainState
+from support import refused
+
+CPU = torch.device("cpu")
+
+
+class Says(LocalCommunicator):
+    """Several workers that are where ``reached`` says."""
+
+    def __init__(self, *reached):
+        super().__init__(CPU)
+        self._reached = reached
+
+    def all_gather_object(self, value):
+        return [[list(each), {}, rank == 0] for rank, each in enumerate(self._reached)]
+
+
+@pytest.mark.parametrize(
+    ("reached", "sources", "is_written"),
+    [
+        ([(32, 32), (32, 32)], (0, 1), True),
+        ([(32, 32), (48, 48), (48, 48)], (1, 2), False),
+        ([(32, 16), (32, 16)], (0,), True),
+        ([(32, 16), (32, 32)], (1,), False),
+        ([(32, 16), (-1, -1)], (0,), True),
+    ],
+)
+def test_workers_whose_states_may_differ_are_no_sources(reached, sources, is_written):
+    """What follows a step may have changed the state of some of them."""
+    found = agree(Says(*reached), Standing(reached[0], {}, True), dict)
+    assert found.sources == sources
+    assert found.is_written == is_written
+
+
+class Nobody(Membership):
+    def next(self, reason):
+        raise AssertionError
+
+    def is_due(self):
+        return False
+
+
+def test_one_worker_that_may_become_several_has_the_networks_of_several():
+    networks = nn.Linear(8, 2), nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    members = Members(LocalCommunicator(CPU), Nobody(), CPU)
+    config = load_config("ring", ["game.penalties={}", "evaluate.metrics=[]"])
+    with refused(ConfigError, "model.discriminator.name"):
+        TrainState(config, members, (2,), 0, networks=networks, traits={})
