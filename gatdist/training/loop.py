@@ -595,6 +595,7 @@ class _Loop:
     def _checkpoint_state(self) -> dict[str, Any]:
         return self.outcome | {
             "version": 2,
+            "samples_seen": self.state.samples_seen,  # the outcome may be that of the step before
             "attempt": self.directory.attempt,
             "evaluating": self.evaluating,
             "config_digest": self.config.digest(),

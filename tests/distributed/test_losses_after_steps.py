@@ -114,6 +114,19 @@ def test_worker_0_lost_at_the_end(undisturbed, tmp_path):
     assert {key.split("/")[0] for key in evaluated} == {"160", f"{TOTAL}"}
 
 
+def test_a_loss_right_after_a_step(undisturbed, tmp_path):
+    """The step is neither undone nor made twice."""
+    more = """
+from gatdist.training.loop import _Loop
+def interrupted(self, original=_Loop._interrupted):
+    if here.rank == 1 and here.step == 3:
+        kill()
+    return original(self)
+_Loop._interrupted = interrupted
+"""
+    assert digest(finished(tmp_path, 2, more=more)) == undisturbed
+
+
 def test_the_last_checkpoint_without_evaluations(tmp_path):
     run_dir = finished(
         tmp_path, 2, [("commit/MANIFEST.json", 0, TOTAL // 16)], settings=["evaluate.metrics=[]"]
