@@ -70,9 +70,9 @@ class Served:
     def begin(self, sizes: list[int], members: list[str]) -> None:
         self._roster = Roster(sizes, members, PATIENCE_S)
 
-    def arrive(self, worker: str, meets_at: tuple[str, int], reason: str) -> None:
+    def arrive(self, worker: str, meets_at: tuple[str, int]) -> None:
         with self._lock:
-            self._roster.arrive(worker, meets_at, worker, reason, time.monotonic())
+            self._roster.arrive(worker, meets_at, worker, time.monotonic())
 
     def lose(self, worker: str) -> None:
         with self._lock:
@@ -127,8 +127,8 @@ class _Channel:
     def __init__(self, served: Any, worker: str) -> None:
         self.served, self.worker, self.due = served, worker, False
 
-    def arrive(self, meets_at: tuple[str, int], reason: str) -> None:
-        self.served.arrive(self.worker, meets_at, reason)
+    def arrive(self, meets_at: tuple[str, int]) -> None:
+        self.served.arrive(self.worker, meets_at)
 
     def seat(self) -> Seat | None:
         seat, is_member = self.served.seat(self.worker)

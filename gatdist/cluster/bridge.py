@@ -152,9 +152,9 @@ class Mailbox:
     def _enroll(self, sizes: list[int], workers: list[str]) -> None:
         self._roster = Roster(sizes, workers, _PATIENCE_S)
 
-    def _arrive(self, worker: str, meets_at: Address, host: str, reason: str) -> None:
+    def _arrive(self, worker: str, meets_at: Address, host: str) -> None:
         if self._roster:
-            self._roster.arrive(worker, meets_at, host, reason, time.monotonic())
+            self._roster.arrive(worker, meets_at, host, time.monotonic())
 
     def _seat(self, worker: str) -> tuple[Seat | None, bool, bool]:
         if not self._roster:  # a mailbox that was restarted

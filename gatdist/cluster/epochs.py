@@ -42,9 +42,9 @@ class RosterChannel:
         self._bridge, self._worker = bridge, worker
         self.due = False
 
-    def arrive(self, meets_at: Address, reason: str) -> None:
+    def arrive(self, meets_at: Address) -> None:
         host = f"{socket.gethostname()} ({meets_at[0]})"
-        self._report("arrive", self._worker, meets_at, host, reason)
+        self._report("arrive", self._worker, meets_at, host)
 
     def seat(self) -> Seat | None:
         seat, is_member, is_over = self._report("seat", self._worker)

@@ -21,7 +21,7 @@ class LeftBehindError(WorkerLostError):
 class Channel(Protocol):
     """A worker's way to the roster."""
 
-    def arrive(self, meets_at: Address, reason: str) -> None:
+    def arrive(self, meets_at: Address) -> None:
         """See :meth:`~gatdist.cluster.roster.Roster.arrive`."""
 
     def seat(self) -> Seat | None:
@@ -67,18 +67,17 @@ class RosterMembership(Membership):
         """Fail all collectives of the present epoch. Any thread may call this."""
         self._abort()
 
-    def next(self, reason: str) -> Communicator:
+    def next(self) -> Communicator:
         self._abort()
         self._abort = lambda: None
         self._end()
         while True:
-            self._channel.arrive(self._meets_at(), reason)
+            self._channel.arrive(self._meets_at())
             seat = self._seat()
             try:
                 communicator, self._abort = self._form(seat)
-            except ClusterError as error:  # one of them was lost meanwhile
+            except ClusterError:  # one of them was lost meanwhile
                 self._end()
-                reason = str(error)
             else:
                 self.epoch = seat.epoch
                 return communicator

@@ -55,21 +55,15 @@ class Roster:
         self._sizes, self._patience_s = tuple(sizes), patience_s
         self.epoch, self.members = 1, list(members)
         self.lost: set[str] = set()
-        self.reasons: list[str] = []  # why the present epoch ends, in the order of their arrival
         self._leaving: set[str] = set()
         self._is_over = False
         self._waiting: dict[str, Arrival] = {}
         self._seats: dict[str, Seat] = {}
 
-    def arrive(self, worker: str, meets_at: Address, host: str, reason: str, now_s: float) -> None:
-        """Let a worker wait for the next epoch.
-
-        ``reason`` says why it has left the present one; "" if that was due, or if it joins.
-        """
+    def arrive(self, worker: str, meets_at: Address, host: str, now_s: float) -> None:
+        """Let a worker wait for the next epoch."""
         self._seats.pop(worker, None)
         self._waiting[worker] = Arrival(meets_at, host, now_s)
-        if reason and worker in self.members:
-            self.reasons.append(reason)
         self.look(now_s)
 
     def lose(self, worker: str, now_s: float) -> None:
@@ -142,7 +136,7 @@ class Roster:
 
     def _begin(self, members: list[str]) -> None:
         self.epoch += 1
-        self.members, self.reasons = members, []
+        self.members = members
         arrivals = [self._waiting.pop(worker) for worker in members]
         hosts = {rank: arrival.host for rank, arrival in enumerate(arrivals)}
         for rank, worker in enumerate(members):

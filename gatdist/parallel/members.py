@@ -15,14 +15,10 @@ class Membership(ABC):
     """Connects a worker with those of the next epoch."""
 
     @abstractmethod
-    def next(self, reason: str) -> Communicator:
+    def next(self) -> Communicator:
         """Leave the present epoch, wait for the next one, and return the communicator of its group.
 
         Workers that stay keep the order of their ranks, and one of them is rank 0.
-
-        Args:
-            reason: why this worker leaves, for the others and the user; "" if it joins the run, or
-                leaves at a step's end that all have agreed upon.
 
         Raises:
             RetryableError: there is no next epoch, or this worker is not part of it.
@@ -54,9 +50,9 @@ class Members(Communicator):
         self._replicas: list[tuple[Replica, bool]] = []
         self._use(present or LocalCommunicator(device))
 
-    def change(self, reason: str = "") -> None:
+    def change(self) -> None:
         """Go on to the next epoch; see :meth:`Membership.next`."""
-        self._use(self._membership.next(reason))
+        self._use(self._membership.next())
         self.is_joining = False
 
     def is_due(self) -> bool:

@@ -114,12 +114,11 @@ class Epochs:
         self.writes = False
 
     def begin(
-        self, reason: str, settled: int, describe: Callable[[], dict[str, Any]]
+        self, settled: int, describe: Callable[[], dict[str, Any]]
     ) -> tuple[Agreement, dict[str, Any]]:
         """Begin the next epoch, in which all workers hold the newest tensors.
 
         Args:
-            reason: why the last epoch has ended, if not by agreement at the end of a step.
             settled: see :class:`Standing`.
             describe: returns what is to be known beside the tensors, as JSON values.
 
@@ -134,7 +133,7 @@ class Epochs:
         began, before = time.perf_counter(), members.world_size * (not members.is_joining)
         self._progress.enter("members")
         with self._progress.lengthy():
-            members.change(reason)
+            members.change()
         here.rank = members.rank
         undone = self.step_start.undo()
         reached = (self._state.samples_seen, settled) if self.is_whole else NOTHING
@@ -148,7 +147,6 @@ class Epochs:
         return agreement, {
             "workers": members.world_size,
             "before": before,
-            "reason": reason,
             "steps_undone": int(undone),
             "seconds": time.perf_counter() - began,
         }

@@ -648,7 +648,6 @@ class _Loop:
     def _begin_epoch(self, reason: str) -> None:
         assert self.epochs is not None
         agreement, happened = self.epochs.begin(
-            reason,
             self.settled,
             lambda: (
                 self._checkpoint_state()
@@ -679,7 +678,8 @@ class _Loop:
         if not agreement.is_written:
             self._write_checkpoint_anew()
         self.epochs.writes = self.comm.is_main
-        self.emit("members", {"samples_seen": self.state.samples_seen} | happened)
+        at = {"samples_seen": self.state.samples_seen, "reason": reason}
+        self.emit("members", at | happened)
 
     def _write_checkpoint_anew(self) -> None:
         """Write a checkpoint, since the last one may be incomplete.

@@ -44,7 +44,7 @@ def test_workers_whose_states_may_differ_are_no_sources(reached, sources, is_wri
 
 
 class Nobody(Membership):
-    def next(self, reason):
+    def next(self):
         raise AssertionError
 
     def is_due(self):

@@ -8,9 +8,9 @@ from gatdist.cluster.roster import Roster
 AT = ("host", 1)
 
 
-def arrive(roster, *workers, reason="", now_s=0.0):
+def arrive(roster, *workers, now_s=0.0):
     for worker in workers:
-        roster.arrive(worker, AT, worker, reason, now_s)
+        roster.arrive(worker, AT, worker, now_s)
 
 
 def test_survivors_go_on_without_the_lost():
@@ -18,9 +18,9 @@ def test_survivors_go_on_without_the_lost():
     assert not roster.has_ended
     roster.lose("b", 0.0)
     assert roster.has_ended
-    arrive(roster, "c", reason="lost")
+    arrive(roster, "c")
     assert roster.epoch == 1
-    arrive(roster, "a", reason="lost")
+    arrive(roster, "a")
     assert roster.epoch == 2
     assert roster.members == ["a", "c"]
     assert [roster.seat(w).rank for w in "ac"] == [0, 1]
@@ -31,7 +31,7 @@ def test_survivors_go_on_without_the_lost():
 def test_of_a_fixed_size_survivors_wait_for_a_replacement_that_takes_the_vacant_rank():
     roster = Roster([3], ["a", "b", "c"])
     roster.lose("b", 0.0)
-    arrive(roster, "a", "c", reason="lost")
+    arrive(roster, "a", "c")
     assert roster.epoch == 1
     arrive(roster, "d")
     assert roster.members == ["a", "d", "c"]
@@ -40,13 +40,13 @@ def test_of_a_fixed_size_survivors_wait_for_a_replacement_that_takes_the_vacant_
 def test_rank_0_is_one_that_stays():
     roster = Roster([3], ["a", "b", "c"])
     roster.lose("a", 0.0)
-    arrive(roster, "b", "c", "d", reason="lost")
+    arrive(roster, "b", "c", "d")
     assert roster.members == ["b", "d", "c"]
 
 
 def test_workers_that_do_not_arrive_are_lost():
     roster = Roster([1, 2, 3], ["a", "b", "c"], patience_s=5)
-    arrive(roster, "a", reason="lost", now_s=10.0)
+    arrive(roster, "a", now_s=10.0)
     roster.look(14.9)
     assert roster.epoch == 1
     roster.look(15.0)
@@ -71,7 +71,7 @@ def test_a_spare_waits_until_it_is_needed():
     arrive(roster, "c")
     assert not roster.is_due
     roster.lose("a", 0.0)
-    arrive(roster, "b", reason="lost")
+    arrive(roster, "b")
     assert roster.members == ["b", "c"]
 
 
@@ -88,8 +88,8 @@ def test_a_worker_leaves_at_the_end_of_a_step():
 def test_a_lost_worker_that_comes_back_changes_nothing():
     roster = Roster([1, 2, 3], ["a", "b", "c"])
     roster.lose("b", 0.0)
-    arrive(roster, "a", "c", reason="lost")
-    arrive(roster, "b", reason="lost")
+    arrive(roster, "a", "c")
+    arrive(roster, "b")
     assert not roster.is_due
     assert not roster.has_ended
 
@@ -119,7 +119,7 @@ def test_each_epoch_has_whole_seats_and_a_source(sizes, events):
         worker = f"w{number % started}"
         now += 1.0
         if kind == "arrive":
-            arrive(roster, worker, reason="lost", now_s=now)
+            arrive(roster, worker, now_s=now)
         elif kind == "lose":
             roster.lose(worker, now)
         elif kind == "leave":
