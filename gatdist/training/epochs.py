@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from gatdist.common.errors import WorkerLostError
 from gatdist.common.position import here
 from gatdist.parallel.communicator import Communicator
@@ -17,7 +19,6 @@ from gatdist.parallel.members import Members
 from gatdist.training.integrity import require_equal_replicas
 from gatdist.training.progress import Progress
 from gatdist.training.state import TrainState
-from gatdist.training.step_start import StepStart
 
 NOTHING = (-1, -1)  # reached by a worker that holds no state
 
@@ -87,6 +88,45 @@ def agree(comm: Communicator, mine: Standing, state: Callable[[], dict[str, Any]
     sources = tuple(r for r, each in enumerate(reached) if each == newest and is_settled)
     sources = sources or (source,)
     return Agreement(workers, sources, newest[1], said)
+
+
+class StepStart:
+    """A copy of the training state on its device, renewed at the start of each step.
+
+    A lost worker leaves a step half made, perhaps after the discriminator's update.
+
+    Attributes:
+        is_open: whether a step has begun and not ended.
+    """
+
+    def __init__(self, state: TrainState) -> None:
+        self._state = state
+        self.is_open = False
+        self._tensors: list[torch.Tensor] = []  # gathered once: that takes as long as a copy
+        self._copies: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Copy the state."""
+        if not self._copies:
+            self._tensors = list(self._state.tensors().values())
+            self._copies = [torch.empty_like(tensor) for tensor in self._tensors]
+        torch._foreach_copy_(self._copies, self._tensors)
+        self.is_open = True
+
+    def end(self) -> None:
+        """Keep what the step has made."""
+        self.is_open = False
+
+    @torch.no_grad()
+    def undo(self) -> bool:
+        """Return to the start of the step, unless it has ended; return whether it had not."""
+        undoes = self.is_open
+        if undoes:
+            torch._foreach_copy_(self._tensors, self._copies)
+            self._state.loaded()
+        self.is_open = False
+        return undoes
 
 
 class Epochs:
