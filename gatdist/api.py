@@ -94,8 +94,9 @@ def _train(
         return check(config, url, default_device() if local else None)
 
     if launch is not None and not local:
-        warnings = lambda config: checked(config).warnings  # noqa: E731
-        return torchrun.train(config, url, launch, warnings, console, interrupts)
+        return torchrun.train(
+            config, url, launch, lambda config: checked(config).warnings, console, interrupts
+        )
     found = checked(config)  # here, since Ray takes a while to start
     for message in found.warnings:
         if console:

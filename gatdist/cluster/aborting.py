@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from gatdist.cluster.roster import Address
+
 if TYPE_CHECKING:
     import torch
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-Address = tuple[str, int]
 _WILDCARDS = ("0.0.0.0", "::")
 
 

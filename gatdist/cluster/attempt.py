@@ -230,12 +230,7 @@ class _Replacing(_Preflight):
             raise WorkerLostError("all workers died")
         super().on_start(worker_group, backend_config)
         self._has_started = True
-        bridge.report("enroll", list(config.sizes), worker_group.execute(_name))
-
-
-def _name() -> str:
-    """In a worker: return its name."""
-    return str(ray.get_runtime_context().get_actor_id())
+        bridge.report("enroll", list(config.sizes), worker_group.execute(epochs.this_worker))
 
 
 def _let_join() -> None:

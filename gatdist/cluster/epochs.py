@@ -13,7 +13,8 @@ import ray
 
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.membership import LeftBehindError, RosterMembership
-from gatdist.cluster.rendezvous import join, set_collective_timeout
+from gatdist.cluster.network import unused_port
+from gatdist.cluster.rendezvous import DAY_S, join, set_collective_timeout
 from gatdist.cluster.roster import Address, Seat
 from gatdist.config import Config
 from gatdist.parallel.communicator import Communicator, LocalCommunicator, TorchCommunicator
@@ -21,7 +22,6 @@ from gatdist.parallel.communicator import Communicator, LocalCommunicator, Torch
 _ANSWER_S = 30.0
 # Workers that arrive for an epoch are up: only their network can delay them.
 _CONNECT_S = 20.0
-_DAY_S = 86400.0
 
 # Fails the collectives of the group that Ray Train's backend has formed in this process.
 abort_first: Callable[[], None] = lambda: None  # noqa: E731
@@ -29,6 +29,11 @@ abort_first: Callable[[], None] = lambda: None  # noqa: E731
 
 class RunIsOver(Exception):
     """The run has ended while this worker waited to join it."""
+
+
+def this_worker() -> str:
+    """Return the name of this worker in the roster, Ray's id of it."""
+    return str(ray.get_runtime_context().get_actor_id())
 
 
 class RosterChannel:
@@ -82,7 +87,7 @@ def membership_of(
             connect_s=_CONNECT_S,
             known_hosts=seat.hosts,
         )
-        set_collective_timeout(_DAY_S)
+        set_collective_timeout(DAY_S)
         return TorchCommunicator(device), abort
 
     return RosterMembership(
@@ -104,6 +109,4 @@ def _end() -> None:
 
 def _free_address() -> Address:
     address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
-    with socket.socket() as listener:
-        listener.bind((address, 0))
-        return address, listener.getsockname()[1]
+    return address, unused_port(address)

@@ -23,7 +23,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from gatdist.cluster.bridge import Bridge
-from gatdist.cluster.network import choose_interface, interfaces
+from gatdist.cluster.network import choose_interface, interfaces, unused_port
 from gatdist.cluster.nodes import Nodes
 from gatdist.cluster.policies import needs_of, room_for, this_machine, too_small
 from gatdist.cluster.processes import output_to_file
@@ -180,9 +180,7 @@ class _Worker:
 
     def rendezvous(self) -> tuple[str, int]:
         """Return this host's address and a free port."""
-        with socket.socket() as listener:
-            listener.bind((self._address, 0))
-            return self._address, listener.getsockname()[1]
+        return self._address, unused_port(self._address)
 
     def join(
         self, rank: int, world_size: int, master: tuple[str, int], threads: int, on_gpu: bool

@@ -47,6 +47,13 @@ def address_towards(host: str) -> str:
         return ""
 
 
+def unused_port(address: str) -> int:
+    """Return a port of this host's ``address`` that is free at present."""
+    with socket.socket() as listener:
+        listener.bind((address, 0))
+        return int(listener.getsockname()[1])
+
+
 def choose_interface(address: str) -> None:
     """Let Gloo use the interface of this host's ``address``, unless the user has chosen one."""
     name = interface_of(address)

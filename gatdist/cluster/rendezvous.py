@@ -95,6 +95,11 @@ def join(
     return aborter(device, sockets)
 
 
+# For collectives of workers that the driver ends if they hang: others may wait long for one that
+# evaluates or writes.
+DAY_S = 86400.0
+
+
 def set_collective_timeout(seconds: float) -> None:
     """Change the timeout of the default process group's collectives."""
     import torch.distributed.distributed_c10d as c10d

@@ -17,9 +17,9 @@ from gatdist.cluster import connection  # noqa: F401  sets up Ray's import
 import ray.train.torch
 
 from gatdist.cluster.bridge import Bridge
-from gatdist.cluster.epochs import RosterChannel, RunIsOver, membership_of
+from gatdist.cluster.epochs import RosterChannel, RunIsOver, membership_of, this_worker
 from gatdist.cluster.membership import LeftBehindError, RosterMembership
-from gatdist.cluster.rendezvous import set_collective_timeout
+from gatdist.cluster.rendezvous import DAY_S, set_collective_timeout
 from gatdist.cluster.runtime_env import prefer_folders
 from gatdist.common.errors import (
     GatdistError,
@@ -39,7 +39,6 @@ from gatdist.training.progress import Progress
 _HEARTBEAT_S = 0.5
 # A later answer is ignored: the next heartbeat brings the orders again.
 _ANSWER_S = 5.0
-_DAY_S = 86400.0
 JOINS = "GATDIST_JOINS"  # environment variable of a worker that joins a run
 
 
@@ -82,18 +81,16 @@ def _work(given: dict[str, Any]) -> None:
     comm: Communicator | None = None
     if not is_joining:
         comm = TorchCommunicator(device)
-        # The driver ends hung workers. A timeout would end those that wait for another one's long
-        # evaluation or commit.
-        set_collective_timeout(_DAY_S)
+        set_collective_timeout(DAY_S)
     membership: RosterMembership | None = None
-    channel = RosterChannel(bridge, str(ray.get_runtime_context().get_actor_id()))
+    channel = RosterChannel(bridge, this_worker())
     if config.cluster.after_loss == "continue":
+        bridge.report("actor", this_worker(), [ray.get_runtime_context().current_actor])
         membership = membership_of(config, device, channel, is_joining=is_joining)
         comm = Members(comm, membership, device)
     assert comm is not None
     name, progress = f"worker {comm.rank} on {socket.gethostname()}", Progress()
     try:
-        bridge.report("actor", str(ray.get_runtime_context().get_actor_id()), [_this_actor()])
         with _heartbeat(bridge, comm, progress, channel, membership) as stop:
             outcome = run(
                 config,
@@ -112,33 +109,18 @@ def _work(given: dict[str, Any]) -> None:
         message = f"{error} ({name})" if comm.world_size > 1 else str(error)
         bridge.report("fail", type(error).__name__, message)
         raise
-    except RuntimeError as error:
-        lost = lost_worker(error, name)
+    except Exception as error:
+        lost = lost_worker(error, name) if isinstance(error, RuntimeError) else None
         if lost and not membership:
             bridge.report("fail", WorkerLostError.__name__, str(lost))
-        elif not lost:
-            _report_bug(bridge, name, error, membership)
-        raise
-    except Exception as error:
-        _report_bug(bridge, name, error, membership)
+        if membership and not lost:  # its replacement would fail again
+            bridge.report("fail", TrainingError.__name__, f"{name} failed: {summary(error)}")
         raise
     finally:
         if membership:
             membership.abort()
     if comm.is_main:
         bridge.report("finish", outcome)
-
-
-def _this_actor() -> Any:
-    return ray.get_runtime_context().current_actor
-
-
-def _report_bug(
-    bridge: Bridge, name: str, error: Exception, membership: RosterMembership | None
-) -> None:
-    """End a run whose worker would fail again if it was replaced."""
-    if membership:
-        bridge.report("fail", TrainingError.__name__, f"{name} failed: {summary(error)}")
 
 
 @contextmanager
@@ -154,7 +136,7 @@ def _heartbeat(
     about = {
         "host": socket.gethostname(),
         "node": ray.get_runtime_context().get_node_id(),
-        "actor": ray.get_runtime_context().get_actor_id(),
+        "actor": this_worker(),
         "pid": os.getpid(),
     }
 
