@@ -57,7 +57,7 @@ class Attempt(threading.Thread):
     Args:
         config: Of the run.
         num_workers: Number of workers.
-        sizes: Numbers of workers that may go on after a loss; none if it ends the launch.
+        sizes: Numbers of workers that may continue after a loss; none if it ends the launch.
         needs: Resources of each worker.
         bridge: Of this launch. Its mailbox holds what workers need, since Ray may log the rest.
         records: An empty local folder for Ray Train's own records, which are not used.
@@ -163,7 +163,9 @@ class _TorchConfig(TorchConfig):
     bridge: Bridge | None = None
     first: bool = True
     exact: bool = False  # whether results must be bit-identical
-    sizes: tuple[int, ...] = ()  # numbers of workers that may go on; none: a loss ends the launch
+    sizes: tuple[
+        int, ...
+    ] = ()  # numbers of workers that may continue; none: a loss ends the launch
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -209,7 +211,7 @@ class _Preflight(_TorchBackend):
 
 
 class _Replacing(_Preflight):
-    """Of a run that goes on without lost workers: Ray Train replaces each by itself."""
+    """Of a run that continues without lost workers: Ray Train replaces each by itself."""
 
     has_replica_groups = True
 

@@ -111,7 +111,7 @@ class Mailbox:
         )
 
     def lose(self, launch: int, workers: list[str]) -> None:
-        """Take note that workers have died, or must not go on, and end their processes."""
+        """Take note that workers have died, or must not continue, and end their processes."""
         if self._roster and launch == self._launch:
             for worker in workers:
                 if actor := self._actors.pop(worker, None):

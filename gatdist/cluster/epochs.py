@@ -56,7 +56,7 @@ class RosterChannel:
         if is_over:
             raise RunIsOver
         if not is_member:
-            raise LeftBehindError("the run goes on without this worker")
+            raise LeftBehindError("the run continues without this worker")
         return None if seat is None else Seat(*seat)
 
     def is_due(self) -> bool:

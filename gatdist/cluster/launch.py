@@ -251,7 +251,7 @@ class _Launch:
             attempt = Attempt(
                 run.config,
                 num_workers=self._size,
-                sizes=self._sizes_to_go_on(),
+                sizes=self._sizes_to_continue(),
                 needs=run.needs,
                 bridge=run.bridge,
                 records=records,
@@ -283,8 +283,8 @@ class _Launch:
         attempt.release()  # a controller that died has released nothing
         raise _explained(attempt.error, update.heartbeats, run.log)
 
-    def _sizes_to_go_on(self) -> tuple[int, ...]:
-        """Return with how many workers this launch may go on; none if a loss ends it."""
+    def _sizes_to_continue(self) -> tuple[int, ...]:
+        """Return the numbers of workers that may continue this launch; none if a loss ends it."""
         if self._cluster.after_loss == "restart":
             return ()
         return tuple(size for size in self._run.sizes if size <= self._size)
@@ -356,7 +356,7 @@ class _Launch:
         return error
 
     def _check_members(self, update: DriverUpdate, now: float) -> GatdistError | None:
-        """Take lost workers out of the run; return why it can't go on without them."""
+        """Take lost workers out of the run; return why it can't continue without them."""
         if not update.is_between:
             self._between_since = None
             if now - self._looked <= _LOOK_AT_NODES_S:
@@ -376,7 +376,7 @@ class _Launch:
         return None
 
     def _without(self, lost: set[str], update: DriverUpdate, why: str) -> GatdistError | None:
-        """Let the others go on without lost workers; return the error if they can't."""
+        """Let the others continue without lost workers; return the error if they can't."""
         run, error = self._run, WorkerLostError(why)
         if not set(update.members) - lost:
             return error
@@ -384,7 +384,7 @@ class _Launch:
         run.bridge.lose(sorted(lost))
         if not run.recovery.decide(error, run.reached).retries:
             return error
-        run.show("warning", {"message": f"{why}. The others go on"})
+        run.show("warning", {"message": f"{why}. The others continue"})
         return None
 
     def _check_start(self, update: DriverUpdate, now: float) -> GatdistError | None:

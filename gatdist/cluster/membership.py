@@ -15,7 +15,7 @@ _LOOK_S = 0.02
 
 
 class LeftBehindError(WorkerLostError):
-    """The run goes on without this worker."""
+    """The run continues without this worker."""
 
 
 class Channel(Protocol):

@@ -3,7 +3,7 @@
 An epoch has a fixed set of workers and one process group. It ends when a worker is lost, or at the
 end of a step when workers are to join or leave. The others *arrive* for the next epoch, which
 begins once all of them have; workers that start meanwhile join it, as far as there is room. One
-:class:`Roster` decides, in the driver's mailbox, so that no two groups of workers can both go on.
+:class:`Roster` decides, in the driver's mailbox, so that no two groups of workers can both continue.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Roster:
         self.look(now_s)
 
     def lose(self, worker: str, now_s: float) -> None:
-        """Take note that a worker has died, or must not go on."""
+        """Take note that a worker has died, or must not continue."""
         self.lost.add(worker)
         self._waiting.pop(worker, None)
         self.look(now_s)

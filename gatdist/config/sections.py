@@ -483,7 +483,7 @@ class ClusterConfig(Section):
     """Consecutive failures without a new checkpoint that a run tolerates. One more ends it."""
     after_loss: Literal["restart", "continue"] = "restart"
     """What follows the loss of a worker. ``restart``: all workers start again from the last
-    checkpoint. ``continue`` (experimental): the others go on from the last step, at once if
+    checkpoint. ``continue`` (experimental): the others continue from the last step, at once if
     ``workers`` allows their number, else with a replacement."""
     wait_for_workers_s: NonNegativeFloat = 600.0
     """Seconds to wait for hosts to come back or, with an autoscaler, to be added."""

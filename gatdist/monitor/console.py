@@ -137,7 +137,7 @@ class Console:
         seen, workers = count(fields["samples_seen"]), plural(fields["workers"], "worker")
         again = "repeating a step" if fields["steps_undone"] else "next step"
         took = duration(fields["seconds"])
-        self._print(f"going on with {workers} at {seen} samples after {took}: {again}")
+        self._print(f"continuing with {workers} at {seen} samples after {took}: {again}")
 
     def _checkpoint(self, fields: Fields) -> None:
         if not self._is_terminal:

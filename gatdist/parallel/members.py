@@ -30,7 +30,7 @@ class Membership(ABC):
 
 
 class Members(Communicator):
-    """The workers of the present epoch; :meth:`change` goes on to the next one.
+    """The workers of the present epoch; :meth:`change` moves to the next one.
 
     All that holds this object sees the new workers, and networks get new wrappers. Collectives
     that fail leave tensors undefined.
@@ -51,7 +51,7 @@ class Members(Communicator):
         self._use(present or LocalCommunicator(device))
 
     def change(self) -> None:
-        """Go on to the next epoch; see :meth:`Membership.next`."""
+        """Continue to the next epoch; see :meth:`Membership.next`."""
         self._use(self._membership.next())
         self.is_joining = False
 

@@ -1,6 +1,6 @@
 """Changes of the workers during a run.
 
-The workers of a new epoch go on from the last step that one of them has made.
+The workers of a new epoch continue from the last step that one of them has made.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Agreement:
         workers: their standings, by rank.
         sources: ranks of those that hold the newest tensors.
         settled: see :class:`Standing`.
-        state: JSON values to go on from.
+        state: JSON values to continue from.
     """
 
     workers: tuple[Standing, ...]
@@ -140,7 +140,7 @@ class Epochs:
 
     Attributes:
         step_start: undoes a step that a lost worker has interrupted.
-        is_whole: whether this worker holds a state from which training can go on.
+        is_whole: whether this worker holds a state from which training can continue.
         writes: whether it is the worker that writes.
     """
 
@@ -166,7 +166,7 @@ class Epochs:
             What the workers agree on, and what has happened, as JSON values for the user.
 
         Raises:
-            RetryableError: this worker can't go on.
+            RetryableError: this worker can't continue.
             RuntimeError: one more worker was lost meanwhile.
         """
         members = self._members

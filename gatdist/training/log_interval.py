@@ -66,7 +66,7 @@ class LogInterval:
         self._began = time.perf_counter()
 
     def change_workers(self, seconds: float) -> None:
-        """Go on with other workers, who may have made no step in this interval.
+        """Continue with other workers, who may have made no step in this interval.
 
         The change took ``seconds``, which are no time of a step.
         """

@@ -280,7 +280,7 @@ class _Loop:
                 stack.enter_context(self.progress.compiling())
             while True:
                 try:
-                    self.over = self.over or self._go_on()
+                    self.over = self.over or self._advance()
                     if self.over:
                         self._end(stack)
                         break
@@ -291,7 +291,7 @@ class _Loop:
         self.recorder.finish(self.outcome)
         return self.outcome
 
-    def _go_on(self) -> bool:
+    def _advance(self) -> bool:
         """Make what is due next. Return whether the run is over."""
         if self.config.health.may_roll_back and not (
             self.state.samples_seen or self.state.rollbacks
@@ -628,13 +628,13 @@ class _Loop:
             )
 
     def _change_members(self, reason: str = "") -> None:
-        """Go on with other workers, from the last step that one of those that stay has made.
+        """Continue with other workers, from the last step that one of those that stay has made.
 
         Args:
             reason: why the last epoch ended, if not by agreement at the end of a step.
 
         Raises:
-            RetryableError: this worker can't go on.
+            RetryableError: this worker can't continue.
         """
         while True:
             try:

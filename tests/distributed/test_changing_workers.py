@@ -1,4 +1,4 @@
-"""A run goes on, with the bytes of an undisturbed one, when workers are lost or join."""
+"""A run continues, with the bytes of an undisturbed one, when workers are lost or join."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Under Ray, workers go on without one that is lost, and Ray Train replaces it."""
+"""Under Ray, workers continue without one that is lost, and Ray Train replaces it."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ fail_at("evaluation", once("c", kill), rank=1, step=60, attempt=None)
     found = attempts(tmp_path)
     assert [one["resumed_from"] for one in found] == [None, 30 * 16]  # a new worker 0 alone
     assert [one["world_size"] for one in found] == [2, 2]
-    assert errors.count("The others go on") == 3
+    assert errors.count("The others continue") == 3
 
 
 def test_an_elastic_run_goes_on_at_once_and_takes_the_replacement(
