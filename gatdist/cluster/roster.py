@@ -3,7 +3,8 @@
 An epoch has a fixed set of workers and one process group. It ends when a worker is lost, or at the
 end of a step when workers are to join or leave. The others *arrive* for the next epoch, which
 begins once all of them have; workers that start meanwhile join it, as far as there is room. One
-:class:`Roster` decides, in the driver's mailbox, so that no two groups of workers can both continue.
+:class:`Roster` decides, in the driver's mailbox, so that no two groups of workers can both
+continue.
 """
 
 from __future__ import annotations
