@@ -67,21 +67,25 @@ def test_a_replacement_gets_the_state_from_the_others(undisturbed, tmp_path):
 
 
 def test_workers_join_and_leave_at_the_end_of_a_step(undisturbed, tmp_path):
-    """1 → 2 → 4 → 3 → 2 → 3 workers."""
+    """1 → 2 → 4 → 3 → 2 → 3 workers; two that are to join together may join one by one."""
     with Workers([1, 2, 3, 4], 1, config(), str(tmp_path)) as workers:
+
+        def until(count):
+            workers.until(lambda: [n for n, _, _ in changes(workers)][-1:] == [count])
+
         workers.until(lambda: workers.step_of("w0") > 2)
         workers.add()
-        workers.until(lambda: len(changes(workers)) == 1)
+        until(2)
         for _ in range(2):
             workers.add()
-        workers.until(lambda: len(changes(workers)) == 2)
-        for number, name in enumerate(("w1", "w3"), 3):
-            workers.kill(name)
-            workers.until(lambda number=number: len(changes(workers)) == number)
+        until(4)
+        workers.kill("w1")
+        until(3)
+        workers.kill("w3")
+        until(2)
         workers.add()
+        until(3)
         workers.finish()
-        found = changes(workers)
-    assert [count for count, _, _ in found] == [2, 4, 3, 2, 3]
     assert digest(tmp_path) == undisturbed
 
 
