@@ -76,7 +76,7 @@ class Served:
 
     def lose(self, worker: str) -> None:
         with self._lock:
-            self._roster.lose(worker, time.monotonic())
+            self._roster.lose(worker, time.monotonic(), f"{worker} died")
 
     def leave(self, worker: str) -> None:
         with self._lock:

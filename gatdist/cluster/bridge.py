@@ -110,14 +110,17 @@ class Mailbox:
             self._roster is not None and self._roster.has_ended,
         )
 
-    def lose(self, launch: int, workers: list[str]) -> None:
-        """Take note that workers have died, or must not continue, and end their processes."""
+    def lose(self, launch: int, workers: list[str], cause: str) -> None:
+        """Take note that workers have died, or must not continue, and end their processes.
+
+        ``cause`` says why.
+        """
         if self._roster and launch == self._launch:
             for worker in workers:
                 if actor := self._actors.pop(worker, None):
                     ray.kill(actor)
                 self._heartbeats.pop(worker, None)
-                self._roster.lose(worker, time.monotonic())
+                self._roster.lose(worker, time.monotonic(), cause)
 
     def give(self, given: dict[str, Any]) -> None:
         """Store what workers need to start, with secrets: Ray does not log arguments of methods."""
@@ -235,9 +238,9 @@ class Bridge:
         self.controller = update.controller or self.controller
         return update._replace(controller=self.controller)
 
-    def lose(self, workers: Sequence[str]) -> None:
+    def lose(self, workers: Sequence[str], cause: str) -> None:
         """See :meth:`Mailbox.lose`."""
-        ray.get(self.actor.lose.remote(self.launch, list(workers)), timeout=_ANSWER_S)
+        ray.get(self.actor.lose.remote(self.launch, list(workers), cause), timeout=_ANSWER_S)
 
     def give(self, given: dict[str, Any]) -> None:
         """Store what workers need to start. It is neither logged nor written."""

@@ -381,7 +381,7 @@ class _Launch:
         if not set(update.members) - lost:
             return error
         run.disturbances += 1
-        run.bridge.lose(sorted(lost))
+        run.bridge.lose(sorted(lost), why)
         if not run.recovery.decide(error, run.reached).retries:
             return error
         run.show("warning", {"message": f"{why}. The others continue"})

@@ -71,15 +71,17 @@ class RosterMembership(Membership):
         self._abort()
         self._abort = lambda: None
         self._end()
+        causes: dict[str, None] = {}
         while True:
             self._channel.arrive(self._meets_at())
             seat = self._seat()
+            causes[seat.cause] = None
             try:
                 communicator, self._abort = self._form(seat)
             except ClusterError:  # one of them was lost meanwhile
                 self._end()
             else:
-                self.epoch = seat.epoch
+                self.epoch, self.cause = seat.epoch, "; ".join(filter(None, causes))
                 return communicator
 
     def is_due(self) -> bool:

@@ -23,6 +23,7 @@ class Seat(NamedTuple):
     world_size: int
     master: Address  # where rank 0 lets the workers meet
     hosts: Mapping[int, str]  # of all workers, by rank, for messages
+    cause: str = ""  # why the workers have changed, for the user
 
 
 class Arrival(NamedTuple):
@@ -60,6 +61,7 @@ class Roster:
         self._is_over = False
         self._waiting: dict[str, Arrival] = {}
         self._seats: dict[str, Seat] = {}
+        self._causes: dict[str, None] = {}  # of the next epoch, each once
 
     def arrive(self, worker: str, meets_at: Address, host: str, now_s: float) -> None:
         """Let a worker wait for the next epoch."""
@@ -67,14 +69,16 @@ class Roster:
         self._waiting[worker] = Arrival(meets_at, host, now_s)
         self.look(now_s)
 
-    def lose(self, worker: str, now_s: float) -> None:
-        """Take note that a worker has died, or must not continue."""
+    def lose(self, worker: str, now_s: float, cause: str = "") -> None:
+        """Take note that a worker has died, or must not continue, and why."""
+        self._blame(worker, cause)
         self.lost.add(worker)
         self._waiting.pop(worker, None)
         self.look(now_s)
 
-    def leave(self, worker: str) -> None:
-        """Ask a worker to leave at the end of a step."""
+    def leave(self, worker: str, cause: str = "") -> None:
+        """Ask a worker to leave at the end of a step, and say why."""
+        self._blame(worker, cause)
         self._leaving.add(worker)
 
     def end(self) -> None:
@@ -122,6 +126,9 @@ class Roster:
             arrived = [self._waiting[w].since_s for w in stay if w in self._waiting]
             if not arrived or now_s - min(arrived) < self._patience_s:
                 return
+            for worker in late:
+                rank = self.members.index(worker)
+                self._blame(worker, f"worker {rank} did not answer for {self._patience_s:g} s")
             self.lost.update(late)
             stay = [w for w in stay if w not in late]
         if not stay:
@@ -137,11 +144,21 @@ class Roster:
 
     def _begin(self, members: list[str]) -> None:
         self.epoch += 1
+        new = [rank for rank, worker in enumerate(members) if worker not in self.members]
         self.members = members
         arrivals = [self._waiting.pop(worker) for worker in members]
         hosts = {rank: arrival.host for rank, arrival in enumerate(arrivals)}
+        joined = f"a worker on {hosts[new[0]]}" if len(new) == 1 else f"{len(new)} workers"
+        cause = "; ".join([*self._causes, *([f"{joined} joined"] if new else [])])
+        self._causes.clear()
         for rank, worker in enumerate(members):
-            self._seats[worker] = Seat(self.epoch, rank, len(members), arrivals[0].meets_at, hosts)
+            self._seats[worker] = Seat(
+                self.epoch, rank, len(members), arrivals[0].meets_at, hosts, cause
+            )
+
+    def _blame(self, worker: str, cause: str) -> None:
+        if cause and worker in self.members and worker not in self.lost:
+            self._causes[cause] = None
 
 
 def _ranked(before: Sequence[str], stay: Sequence[str], new: Sequence[str], size: int) -> list[str]:

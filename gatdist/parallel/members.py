@@ -12,7 +12,13 @@ from gatdist.parallel.communicator import Communicator, LocalCommunicator, Repli
 
 
 class Membership(ABC):
-    """Connects a worker with those of the next epoch."""
+    """Connects a worker with those of the next epoch.
+
+    Attributes:
+        cause: why the present epoch has begun, for the user; "" if that is unknown.
+    """
+
+    cause = ""
 
     @abstractmethod
     def next(self) -> Communicator:
@@ -50,10 +56,11 @@ class Members(Communicator):
         self._replicas: list[tuple[Replica, bool]] = []
         self._use(present or LocalCommunicator(device))
 
-    def change(self) -> None:
-        """Continue to the next epoch; see :meth:`Membership.next`."""
+    def change(self) -> str:
+        """Continue to the next epoch; see :meth:`Membership.next`. Return its cause."""
         self._use(self._membership.next())
         self.is_joining = False
+        return self._membership.cause
 
     def is_due(self) -> bool:
         """Return whether a change is to be made at the end of a step, as far as is known here."""

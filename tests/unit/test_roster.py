@@ -101,6 +101,24 @@ def test_nobody_works_after_the_end():
     assert not roster.is_member("b")
 
 
+def test_an_epoch_names_what_has_changed_its_workers():
+    roster = Roster([1, 2, 3, 4], ["a", "b", "c"], patience_s=5)
+    roster.lose("b", 0.0, "worker 1 on host7 died")
+    roster.lose("b", 0.0, "worker 1 is silent")  # of one that is lost already
+    roster.lose("x", 0.0, "a spare died")
+    arrive(roster, "d", "a", "c")
+    assert roster.seat("a").cause == "worker 1 on host7 died; a worker on d joined"
+    roster.leave("d", "host9 will be taken away")
+    arrive(roster, "e", "f", "a", "c", "d", now_s=1.0)
+    assert roster.seat("f").cause == "host9 will be taken away; 2 workers joined"
+    arrive(roster, "a", "c", "e", now_s=2.0)
+    roster.look(7.0)
+    assert roster.seat("a").cause == "worker 3 did not answer for 5 s"
+    roster.lose("f", 8.0, "worker 3 died")
+    arrive(roster, "a", "c", "e", now_s=9.0)
+    assert roster.seat("a").cause == ""
+
+
 EVENTS = st.lists(
     st.tuples(st.sampled_from(["arrive", "lose", "leave", "wait", "start"]), st.integers(0, 9)),
     max_size=40,
