@@ -23,6 +23,10 @@ ABOUT = {
     "gatdist_steps": "Steps made by the slowest worker",
     "gatdist_workers": "Workers that have sent a heartbeat recently",
     "gatdist_workers_wanted": "Largest number of workers that the run can use",
+    "gatdist_workers_changes": "Changes of workers without a restart, so far",
+    "gatdist_workers_steps_undone": "Steps that they undid, which were repeated, so far",
+    "gatdist_workers_change_seconds": "Seconds that they took, so far",
+    "gatdist_workers_lost_seconds": "Seconds that they and the undone steps took, so far",
     "gatdist_checkpoint_samples": "Samples seen by the last checkpoint",
     "gatdist_checkpoint_time_seconds": "Time of the last checkpoint, since the epoch",
 }
@@ -64,6 +68,9 @@ class Metrics:
         elif kind == "checkpoint":
             self._set("gatdist_checkpoint_samples", fields["samples_seen"])
             self._set("gatdist_checkpoint_time_seconds", time.time())
+        elif kind == "members":
+            for tag, value in fields["totals"].items():
+                self._set(metric_name(tag), value)
         elif kind == "warning":
             self._counters["gatdist_warnings"].inc(tags=self._run)
 
@@ -85,7 +92,8 @@ class Metrics:
 
     def _log(self, values: Mapping[str, Any]) -> None:
         numbers = {tag: v for tag, v in values.items() if isinstance(v, int | float)}
-        self._about |= {metric_name(tag): f"{tag} of the last log interval" for tag in numbers}
+        for tag in numbers:
+            self._about.setdefault(metric_name(tag), f"{tag} of the last log interval")
         found = {metric_name(tag): float(value) for tag, value in numbers.items()}
         for name in self._logged - found.keys():
             if name.startswith(_HEALTH):  # the alarm is over

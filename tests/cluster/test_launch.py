@@ -58,6 +58,7 @@ metrics = Metrics(load_config("ring"), "s3://me:secret@bucket/run")
 values = {"loss/generator": 1.0, "health/collapse": 1.0, "metric/fid": 3.0}
 metrics.event("log", {"samples_seen": 64, "time/data_s": 0.5} | values)
 metrics.event("log", {"samples_seen": 128, "time/data_s": 0.25})
+metrics.event("members", {"totals": {"workers/changes": 3.0, "workers/lost_s": 4.5}})
 while True:
     metrics.look()
     time.sleep(0.1)
@@ -217,6 +218,8 @@ def test_past_alarm_is_0_and_nonfinite_loss_is_removed(ray_address, ray_metrics_
     assert found["ray_gatdist_health_collapse"] == 0
     assert found["ray_gatdist_metric_fid"] == 3, "of the last evaluation"
     assert found["ray_gatdist_time_data_seconds"] == 0.25
+    assert found["ray_gatdist_workers_changes"] == 3
+    assert found["ray_gatdist_workers_lost_seconds"] == 4.5
 
 
 @pytest.mark.slow
