@@ -408,6 +408,9 @@ class HealthConfig(Section):
     ``game.terms`` are at least half of the generator's loss."""
     straggler_factor: Annotated[float, Field(gt=1)] = 1.5
     """Alarm if a worker computes this many times as long per step as the others."""
+    lost_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Alarm if changes of workers, and the steps that they undid, took more than this share of an
+    hour."""
 
     @property
     def may_roll_back(self) -> bool:

@@ -254,7 +254,7 @@ _SHOW: Mapping[str, Callable[[Console, Fields], None]] = {
     "alarm": Console._alarm,  # name, message, samples_seen
     "evaluation": Console._evaluation,  # metrics, samples_seen, seconds
     "checkpoint": Console._checkpoint,  # samples_seen
-    # workers (their number), before, samples_seen, steps_undone, seconds, reason
+    # A line of worker_changes.jsonl, and totals by tag
     "members": Console._members,
     # status, reason, samples_seen, metrics, run_dir, samples (a name in run_dir)
     "done": Console._done,

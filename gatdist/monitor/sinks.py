@@ -87,13 +87,16 @@ class Monitor:
         as ``world_size``, is no tag.
         """
         self._metrics.add(samples_seen, values)
+        self.scalars(samples_seen, {tag: value for tag, value in values.items() if "/" in tag})
+
+    def scalars(self, samples_seen: int, values: Mapping[str, float]) -> None:
+        """Show values in TensorBoard only, by tag."""
         if self._board:
-            scalars = {tag: value for tag, value in values.items() if "/" in tag}
             before = charts_of(self._tags)
-            self._tags |= dict.fromkeys(scalars)
+            self._tags |= dict.fromkeys(values)
             if (now := charts_of(self._tags)) != before:  # a new metric needs a chart
                 self._board.layout(samples_seen, now)
-            self._board.scalars(samples_seen, scalars)
+            self._board.scalars(samples_seen, values)
 
     def flush(self, *, force: bool = False) -> None:
         """Write the metrics so far; write the rest in the background.
@@ -137,10 +140,11 @@ class Monitor:
             code = "\n".join(f"    {line}" for line in text.splitlines())  # a block in Markdown
             self._board.text(samples_seen, tag, code)
 
-    def text(self, tag: str, markdown: str) -> None:
-        """Show a text in TensorBoard, at the step where this attempt began."""
+    def text(self, tag: str, markdown: str, samples_seen: int | None = None) -> None:
+        """Show a text in TensorBoard, by default at the step where this attempt began."""
         if self._board:
-            self._board.text(self._resume_samples, tag, markdown)
+            step = self._resume_samples if samples_seen is None else samples_seen
+            self._board.text(step, tag, markdown)
 
     def hparams(self, config: Config) -> None:
         """Add the run to TensorBoard's table of runs: keys that affect the result, and metrics."""

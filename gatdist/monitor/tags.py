@@ -41,6 +41,10 @@ TAGS = (
     Tag("throughput/samples_per_s", "real samples per second, all workers"),
     Tag("throughput/samples_per_s_per_worker", "real samples per second, one worker"),
     Tag("throughput/workers", "number of workers"),
+    Tag("workers/changes", "changes of workers without a restart, so far"),
+    Tag("workers/steps_undone", "steps that they undid, which were repeated, so far"),
+    Tag("workers/change_s", "seconds that they took, so far"),
+    Tag("workers/lost_s", "seconds that they and the undone steps took, so far"),
     Tag("time/step_s", "seconds per step"),
     Tag("time/data_s", "seconds per step spent waiting for data"),
     Tag(
@@ -126,6 +130,8 @@ CHARTS = {
         Chart("Samples per second", "throughput/samples_per_s"),
         Chart("Samples per second and worker", "throughput/samples_per_s_per_worker"),
         Chart("Workers", "throughput/workers"),
+        Chart("Changes of workers, and steps undone", "workers/(changes|steps_undone)"),
+        Chart("Seconds of changes, and lost with undone steps", "workers/(change|lost)_s"),
     ),
 }
 

@@ -1,5 +1,6 @@
 """Run directories: configuration, attempts, checkpoints, and the networks in them."""
 
+from gatdist.runs.changes import Change, ChangeLog
 from gatdist.runs.checkpoint import PARTS, Checkpoint, read_checkpoint, require_same_order
 from gatdist.runs.checkpoints import Checkpoints, Retention
 from gatdist.runs.directory import RunDirectory, adopted, read_config, read_lines, remember
@@ -9,6 +10,8 @@ from gatdist.runs.trained import Sampler, TrainedRun, load_run, networks_with
 
 __all__ = [
     "PARTS",
+    "Change",
+    "ChangeLog",
     "Checkpoint",
     "Checkpoints",
     "Evaluations",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from gatdist.common.errors import CheckpointError, StorageError
 from gatdist.data.format.manifest import read_manifest as manifest_of_data
 from gatdist.monitor.metrics import read_metrics
+from gatdist.runs.changes import Change, read_changes, table
 from gatdist.runs.checkpoint import MANIFEST, Checkpoint, read_checkpoint
 from gatdist.runs.checkpoints import Checkpoints
 from gatdist.runs.directory import RunDirectory, read_config
@@ -67,11 +69,16 @@ def damaged_checkpoints(store: Store) -> dict[str, Any]:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """Format the result of :func:`inspect` as text, without the CPUs of each worker."""
+    """Format the result of :func:`inspect` as text, without the CPUs of each worker.
+
+    Of the changes of workers, it shows the last ones.
+    """
     attempt = found.get("last_attempt")
     if isinstance(attempt, dict):
         shown = {key: value for key, value in attempt.items() if key != "workers"}
         found = found | {"last_attempt": shown}
+    if changes := found.get("worker_changes"):
+        found = found | {"worker_changes": table([Change(**each) for each in changes])}
     width = max(len(key) for key in found) + 2
     return "\n".join(
         f"{key:<{width}}{_text(value)}"
@@ -98,6 +105,7 @@ def _run(store: Store) -> dict[str, Any]:
         "total_samples": config.run.total_samples,
         "attempts": len(attempts),
         "last_attempt": attempts[-1] if attempts else None,
+        "worker_changes": [asdict(each) for each in read_changes(store)],
         "last_log": logs[-1] if logs else None,
         "damaged": damaged,
         "checkpoint": {"name": newest.name} | _checkpoint(newest, store) if newest else None,

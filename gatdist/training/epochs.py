@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,11 +32,13 @@ class Standing:
             due: logging, evaluation, checkpoint.
         place: what it runs on.
         writes: whether it is the worker that writes.
+        undid: whether it has undone a step.
     """
 
     reached: tuple[int, int]
     place: dict[str, Any]
     writes: bool
+    undid: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class Agreement:
     sources: tuple[int, ...]
     settled: int
     state: dict[str, Any]
+
+    @property
+    def steps_undone(self) -> int:
+        """Steps that are repeated: a step that one of the workers has completed is not."""
+        newest = max(worker.reached[0] for worker in self.workers)
+        return int(any(worker.undid and worker.reached[0] == newest for worker in self.workers))
 
     @property
     def has_writer(self) -> bool:
@@ -75,7 +83,8 @@ def agree(comm: Communicator, mine: Standing, state: Callable[[], dict[str, Any]
     Raises:
         WorkerLostError: no worker holds the state.
     """
-    gathered = comm.all_gather_object([list(mine.reached), mine.place, mine.writes])
+    values = [list(mine.reached), mine.place, mine.writes, mine.undid]
+    gathered = comm.all_gather_object(values)
     workers = tuple(Standing((r[0], r[1]), *rest) for r, *rest in gathered)
     reached = [worker.reached for worker in workers]
     newest = max(reached)
@@ -97,17 +106,19 @@ class StepStart:
 
     Attributes:
         is_open: whether a step has begun and not ended.
+        began_s: when the last step began, by :func:`time.perf_counter`.
     """
 
     def __init__(self, state: TrainState) -> None:
         self._state = state
-        self.is_open = False
+        self.is_open, self.began_s = False, 0.0
         self._tensors: list[torch.Tensor] = []  # gathered once: that takes as long as a copy
         self._copies: list[torch.Tensor] = []
 
     @torch.no_grad()
     def begin(self) -> None:
         """Copy the state."""
+        self.began_s = time.perf_counter()
         if not self._copies:
             self._tensors = list(self._state.tensors().values())
             self._copies = [torch.empty_like(tensor) for tensor in self._tensors]
@@ -129,6 +140,41 @@ class StepStart:
         return undoes
 
 
+@dataclass
+class Transition:
+    """The time between two epochs, which ends when all workers continue.
+
+    Attributes:
+        before: number of workers of the last epoch; 0 for a worker that joins.
+        began_s: when this worker has noticed its end, by :func:`time.perf_counter`.
+        lost_from_s: when the step began that was undone; if there is none, ``began_s``.
+        undid: whether this worker has undone a step that the others do not know of.
+        steps_undone: steps that are repeated.
+        causes: why the workers change, each once.
+    """
+
+    before: int
+    began_s: float
+    lost_from_s: float
+    undid: bool = False
+    steps_undone: int = 0
+    causes: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken so far."""
+        return time.perf_counter() - self.began_s
+
+    @property
+    def lost_s(self) -> float:
+        """The same with what was spent on a step that was undone."""
+        return time.perf_counter() - self.lost_from_s
+
+    def cause(self, otherwise: str) -> str:
+        """Return all causes, or ``otherwise`` if none is known."""
+        return "; ".join(self.causes) or otherwise
+
+
 class Epochs:
     """A worker's way from one epoch to the next.
 
@@ -142,6 +188,7 @@ class Epochs:
         step_start: undoes a step that a lost worker has interrupted.
         is_whole: whether this worker holds a state from which training can continue.
         writes: whether it is the worker that writes.
+        transition: how the last change of workers went.
     """
 
     def __init__(
@@ -152,41 +199,43 @@ class Epochs:
         self.step_start = StepStart(state)
         self.is_whole = not members.is_joining
         self.writes = False
+        self.end()
 
-    def begin(
-        self, settled: int, describe: Callable[[], dict[str, Any]]
-    ) -> tuple[Agreement, dict[str, Any]]:
+    def end(self) -> None:
+        """Take note that the present epoch has ended."""
+        now, members = time.perf_counter(), self._members
+        before = 0 if members.is_joining else members.world_size
+        self.transition = Transition(before, began_s=now, lost_from_s=now)
+
+    def begin(self, settled: int, describe: Callable[[], dict[str, Any]]) -> Agreement:
         """Begin the next epoch, in which all workers hold the newest tensors.
+
+        It may be called again if a further loss interrupts what follows.
 
         Args:
             settled: see :class:`Standing`.
             describe: returns what is to be known beside the tensors, as JSON values.
 
-        Returns:
-            What the workers agree on, and what has happened, as JSON values for the user.
-
         Raises:
             RetryableError: this worker can't continue.
             RuntimeError: one more worker was lost meanwhile.
         """
-        members = self._members
-        began, before = time.perf_counter(), members.world_size * (not members.is_joining)
+        members, change = self._members, self.transition
         self._progress.enter("members")
         with self._progress.lengthy():
-            members.change()
+            cause = members.change()
+        change.causes |= dict.fromkeys([cause] if cause else [])
         here.rank = members.rank
-        undone = self.step_start.undo()
+        if self.step_start.undo():
+            change.undid, change.lost_from_s = True, self.step_start.began_s
         reached = (self._state.samples_seen, settled) if self.is_whole else NOTHING
-        agreement = agree(members, Standing(reached, self._place, self.writes), describe)
+        mine = Standing(reached, self._place, self.writes, change.undid)
+        agreement = agree(members, mine, describe)
+        change.steps_undone, change.undid = change.steps_undone or agreement.steps_undone, False
         if len(agreement.sources) < members.world_size:
             self.is_whole = members.rank in agreement.sources
             self._progress.enter("heal")
             self._state.share(agreement.sources)
         require_equal_replicas(self._state.tensors(), members)
         self.is_whole = True
-        return agreement, {
-            "workers": members.world_size,
-            "before": before,
-            "steps_undone": int(undone),
-            "seconds": time.perf_counter() - began,
-        }
+        return agreement

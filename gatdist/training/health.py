@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from gatdist.config import ConvergenceConfig, HealthConfig, PlayerName
+from gatdist.monitor.numbers import percent
+from gatdist.runs.changes import CHANGES_FILE
 
 # A norm is compared with the mean of at least this many others.
 _WARM_UP_STEPS = 100
@@ -151,6 +153,23 @@ def alarms(config: HealthConfig, values: dict[str, float]) -> list[Alarm]:
         )
         raised.append(Alarm("discriminator_won", message))
     return raised
+
+
+def time_lost(config: HealthConfig, before: float, now: float) -> str:
+    """Return a warning if changes of workers have come to take too much time, else "".
+
+    Args:
+        config: the threshold.
+        before: share of an hour that changes had taken until the last one.
+        now: the same with the last one.
+    """
+    if not before <= config.lost_share < now:
+        return ""
+    return (
+        f"changes of workers and the steps that they undid have taken {percent(now)} of an hour, "
+        f"more than health.lost_share = {config.lost_share:g}: the hosts are unreliable. "
+        f"{CHANGES_FILE} and gatdist inspect show the causes; use other hosts, or fewer"
+    )
 
 
 def _carried_by_terms(values: dict[str, float]) -> bool:

@@ -41,6 +41,7 @@ from gatdist.parallel.members import Members
 from gatdist.parallel.places import places
 from gatdist.parallel.recording import cuda_recorder
 from gatdist.runs import (
+    Change,
     Checkpoints,
     Evaluations,
     Mapped,
@@ -53,7 +54,7 @@ from gatdist.runs import (
 from gatdist.storage import Store
 from gatdist.training.batch_norm import recompute
 from gatdist.training.copies import Copies
-from gatdist.training.epochs import Agreement, Epochs
+from gatdist.training.epochs import Agreement, Epochs, Transition
 from gatdist.training.graphs import StepGraphs
 from gatdist.training.health import Convergence, Counts, decide
 from gatdist.training.integrity import Intact, require_equal_replicas
@@ -65,7 +66,8 @@ from gatdist.training.state import TrainState
 from gatdist.training.step import as_configured, to_device, train_step
 
 _POLL_S = 1.0  # of storage, while waiting for a checkpoint
-_KEPT_ROWS = 64  # of metrics, which another worker can write if worker 0 is lost before it has
+# Of metrics, and of changes; another worker writes them if worker 0 is lost before it has.
+_KEPT_ROWS = 64
 
 Evaluated = list[dict[str, Any]]  # the state of a checkpoint and the outcome of its evaluation
 
@@ -139,6 +141,10 @@ def run(
             rule += ", perhaps by a value that a network, loss or rule returned"
         hint = "gatdist train --local --debug prints the whole traceback"
         raise PluginError("user code", rule, hint=hint) from error
+
+
+def _lost(error: RuntimeError) -> str:
+    return f"lost connections ({summary(error)})"
 
 
 def _has_user_code(config: Config) -> bool:
@@ -218,6 +224,7 @@ class _Loop:
             self.epochs = Epochs(comm, self.state, workers[comm.rank], progress)
         self.settled = 0  # samples seen by the last step that was logged and so on, if that was due
         self.rows = deque[dict[str, Any]](maxlen=_KEPT_ROWS)
+        self.changes = deque[dict[str, Any]](maxlen=_KEPT_ROWS)
         self.committed = -1  # samples seen by the last checkpoint that worker 0 has begun to write
         self.background = Background("run-directory")
         self.skips, self.unwritten_metrics = False, list[dict[str, Any]]()
@@ -287,7 +294,7 @@ class _Loop:
                 except RuntimeError as error:
                     if self.epochs is None or not is_lost_connection(error):
                         raise
-                    self._change_members(summary(error))
+                    self._change_members(_lost(error))
         self.recorder.finish(self.outcome)
         return self.outcome
 
@@ -326,6 +333,7 @@ class _Loop:
             self.unwritten_metrics,
             # The metrics of an evaluation that is repeated are written again.
             resume_samples=self.state.samples_seen - (self.evaluating is not None),
+            changes=[Change(**each) for each in self.changes] if self.epochs else None,
         )
         if self.evaluated:
             self._recorder.evaluated(self.evaluations, *self.evaluated)
@@ -631,11 +639,14 @@ class _Loop:
         """Continue with other workers, from the last step that one of those that stay has made.
 
         Args:
-            reason: why the last epoch ended, if not by agreement at the end of a step.
+            reason: why the last epoch ended, as far as this worker knows; "": by agreement at the
+                end of a step. What the membership knows takes its place.
 
         Raises:
             RetryableError: this worker can't continue.
         """
+        assert self.epochs is not None
+        self.epochs.end()
         while True:
             try:
                 self._begin_epoch(reason)
@@ -643,11 +654,11 @@ class _Loop:
             except RuntimeError as error:  # one more was lost meanwhile
                 if not is_lost_connection(error):
                     raise
-                reason = summary(error)
+                reason = _lost(error)
 
     def _begin_epoch(self, reason: str) -> None:
         assert self.epochs is not None
-        agreement, happened = self.epochs.begin(
+        agreement = self.epochs.begin(
             self.settled,
             lambda: (
                 self._checkpoint_state()
@@ -655,17 +666,22 @@ class _Loop:
                     "unwritten_metrics": [*self.rows],
                     "evaluated": self.evaluated,
                     "over": self.over,
+                    "changes": [*self.changes],
                 }
             ),
         )
+        transition = self.epochs.transition
+        reason = transition.cause(reason)
         logged, evaluated = self._logged, self.evaluated
         self._take_over(agreement.state)
         self.evaluated, self.over = agreement.state["evaluated"], agreement.state["over"]
         self.settled = agreement.settled
+        self.changes.clear()
+        self.changes.extend(agreement.state["changes"])
         here.step = self._steps_made
         self.progress.step(self.state.samples_seen)
         self.changes_members = False
-        self.interval.change_workers(happened["seconds"])
+        self.interval.change_workers(transition.seconds)
         self.evaluator = self._new_evaluator()  # what it has prepared, a worker that joins has not
         if self.graphs:
             self.graphs.clear()
@@ -678,8 +694,23 @@ class _Loop:
         if not agreement.is_written:
             self._write_checkpoint_anew()
         self.epochs.writes = self.comm.is_main
-        at = {"samples_seen": self.state.samples_seen, "reason": reason}
-        self.emit("members", at | happened)
+        self._record_change(transition, reason)
+
+    def _record_change(self, transition: Transition, reason: str) -> None:
+        """Let all workers know the change as worker 0 has seen it, which records it."""
+        change = Change(
+            attempt=here.attempt,
+            samples_seen=self.state.samples_seen,
+            before=transition.before,
+            workers=self.comm.world_size,
+            steps_undone=transition.steps_undone,
+            seconds=round(transition.seconds, 3),
+            lost_s=round(transition.lost_s, 3),
+            reason=reason,
+        )
+        self.changes.append(self.comm.broadcast_object(asdict(change)))
+        if self.comm.is_main:
+            self.recorder.changed(change)
 
     def _write_checkpoint_anew(self) -> None:
         """Write a checkpoint, since the last one may be incomplete.

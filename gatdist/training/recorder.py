@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gatdist.common.background import Background, Coalesced
-from gatdist.common.errors import StorageUnavailableError
+from gatdist.common.errors import GatdistError, StorageUnavailableError
 from gatdist.common.registry import user_code
 from gatdist.config import Config, redact_url
 from gatdist.data.dataset import Dataset
@@ -25,8 +26,9 @@ from gatdist.monitor.previews import Preview, preview, preview_columns
 from gatdist.monitor.sinks import Monitor
 from gatdist.monitor.uploads import Uploads
 from gatdist.parallel.communicator import Communicator
-from gatdist.runs import Evaluations, Mapped, RunDirectory, Sampler
-from gatdist.training.health import alarms
+from gatdist.runs import Change, ChangeLog, Evaluations, Mapped, RunDirectory, Sampler
+from gatdist.runs.changes import CHANGES_FILE
+from gatdist.training.health import alarms, time_lost
 from gatdist.training.state import TrainState
 
 Emit = Callable[[str, dict[str, Any]], None]
@@ -40,7 +42,8 @@ class Recorder:
     """Write metrics, previews, evaluations and alarms of one attempt; does nothing on ranks > 0.
 
     ``unwritten`` are metrics that a checkpoint holds because they could not be written before it;
-    metrics of earlier attempts beyond ``resume_samples`` are removed.
+    metrics of earlier attempts beyond ``resume_samples`` are removed. ``changes`` of workers may
+    not have been written yet; None: the workers can't change.
     """
 
     def __init__(
@@ -55,20 +58,22 @@ class Recorder:
         background: Background,
         unwritten: Iterable[Record],
         resume_samples: int,
+        changes: Sequence[Change] | None = None,
     ) -> None:
         self.active = comm.is_main
         if not self.active:
             return
         self.config, self.device, self.dataset = config, comm.device, dataset
         self._validation = validation
-        self._num_workers = comm.world_size
+        self._comm = comm
         self.state, self.emit = state, emit
         self.store, self._directory = directory.store, directory
         self._background, self._waits = background, False
         self._metrics: deque[tuple[int, dict[str, Any]]] = deque()
         self._previews: deque[tuple[int, str, Preview, str]] = deque()
+        self._changes = None if changes is None else ChangeLog(directory.store, changes)
         self._write_soon = Coalesced(background, self._write)
-        self._warned = False
+        self._warned = self._is_closed = False
         self.preview_path = ""
         # May raise DataError: before any thread starts.
         self._fields: Fields = self._mapped.fields(self._numbers) if self._has_inputs else {}
@@ -106,6 +111,8 @@ class Recorder:
         values = values | {"health/storage_wait_s": self._background.busy_s}
         if not self._has_inputs:  # others vary with their inputs
             values["diversity/ratio"] = _diversity(fakes) / max(_diversity(self._real), 1e-12)
+        if self._changes:
+            values |= self._changes.totals()
         raised = alarms(self.config.health, values)
         values |= {f"health/{alarm.name}": 1.0 for alarm in raised}
         samples_seen = int(values["samples_seen"])
@@ -135,6 +142,22 @@ class Recorder:
             message = f"nothing could be written to {self.store.url} for {for_s:.0f} s"
             meanwhile = "training waits for the checkpoint" if waits else "training goes on"
             self.emit("warning", {"message": f"{message}; {meanwhile} meanwhile"})
+
+    def changed(self, change: Change) -> None:
+        """Record and show a change of workers; warn if changes take too much time."""
+        if not self.active:
+            return
+        assert self._changes
+        self._changes.add(change)
+        if self._is_closed:  # a worker was lost while the last files were written
+            with suppress(GatdistError):
+                self._directory.require_current()
+                self.store.publish(CHANGES_FILE, self._changes.content())
+        else:
+            self._write_soon.request()
+        self.emit("members", asdict(change) | {"totals": self._changes.totals()})
+        if message := time_lost(self.config.health, *self._changes.lost_shares()):
+            self.emit("warning", {"message": message})
 
     def evaluation(self, metrics: dict[str, float], seconds: float) -> None:
         if self.active:
@@ -179,6 +202,7 @@ class Recorder:
     def close(self) -> None:
         """Write what is buffered; warn of what can't be written."""
         if self.active:
+            self._is_closed = True
             self._close(final=True)
             if missing := self.monitor.missing:
                 what, error = ", ".join(missing), self.monitor.error
@@ -193,6 +217,7 @@ class Recorder:
             self._close(final=False)
             waiting = self.monitor.unwritten, self.monitor.uploads
             self.monitor = self._monitor(self.state.samples_seen, *waiting)
+            self._show_changes()
 
     def _close(self, *, final: bool) -> None:
         try:
@@ -233,7 +258,7 @@ class Recorder:
             self.state.average.network,
             self.dataset.num_classes,
             "grid",
-            at_once=self.config.at_once(self._num_workers, self.device.type),
+            at_once=self.config.at_once(self._comm.world_size, self.device.type),
         )
         positions, classes = torch.arange(self._num_shown, device=self.device), sampler.num_classes
         return sampler(positions, positions % classes if classes else None).cpu()
@@ -241,7 +266,7 @@ class Recorder:
     @property
     def _mapped(self) -> Mapped:
         game, network = self.state.game, self.state.average.network
-        at_once = self.config.at_once(self._num_workers, self.device.type)
+        at_once = self.config.at_once(self._comm.world_size, self.device.type)
         return Mapped(self.config, game.task, network, self._validation, "grid", at_once)
 
     @property
@@ -277,6 +302,7 @@ class Recorder:
     def _introduce(self, samples_seen: int) -> None:
         self.monitor.text("configuration", config_table(self.config))
         self.monitor.hparams(self.config)
+        self._show_changes()
         if not self._has_inputs:  # else targets are beside the outputs
             shown = self._preview(self._real)
             self._previews.append((samples_seen, "reals", shown, "samples/reals"))
@@ -286,13 +312,23 @@ class Recorder:
         """Write metrics and previews in the background, unless another attempt has taken over."""
         while self._metrics:
             self.monitor.tick(*self._metrics.popleft())
+        for samples_seen, curves in self._changes.take() if self._changes else ():
+            self.monitor.scalars(samples_seen, curves)
+            self._show_changes(samples_seen)
         try:
             self._directory.require_current()
         except StorageUnavailableError:
             return  # later
+        if self._changes and not self._changes.is_written:
+            self._changes.is_written = True
+            self.monitor.uploads.add(CHANGES_FILE, self._changes.content())
         while self._previews:
             self._show(*self._previews.popleft())
         self.monitor.flush(force=force)
+
+    def _show_changes(self, samples_seen: int | None = None) -> None:
+        if self._changes and (table := self._changes.markdown()):
+            self.monitor.text("worker_changes", table, samples_seen)
 
     def _show(self, samples_seen: int, tag: str, shown: Preview, path: str) -> None:
         for ending, make in shown.files().items():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from faulty_runs import HEAD
+from gatdist.runs.changes import CHANGES_FILE
 from support import HANG_S, end_group, start_gatdist
 
 pytestmark = pytest.mark.cluster
@@ -103,6 +105,10 @@ for step in range(20, 110):
     lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert [line["world_size"] for line in lines][-1] == 2
     assert [one["world_size"] for one in attempts(tmp_path)] == [2, 1]
+    lost, joined = map(json.loads, (tmp_path / "run" / CHANGES_FILE).read_text().splitlines())
+    assert re.fullmatch(r"worker 0 on .+ died", lost["reason"])
+    assert re.fullmatch(r"a worker on .+ joined", joined["reason"])
+    assert [(one["before"], one["workers"]) for one in (lost, joined)] == [(2, 1), (1, 2)]
 
 
 def test_a_stopped_worker_is_killed_and_replaced(undisturbed, tmp_path, run_gatdist):

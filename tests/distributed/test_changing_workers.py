@@ -5,10 +5,13 @@ import signal
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from changing_workers import Workers, changes, digest, plugin
 from gatdist.config import load_config
 from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.runs.changes import CHANGES_FILE
+from gatdist.runs.inspection import describe, inspect
 from gatdist.storage import Store
 from gatdist.training.loop import run
 
@@ -164,6 +167,76 @@ def test_metrics_and_attempts_of_a_run_that_changed_hands(tmp_path):
     attempts = [json.loads(line) for line in lines]
     assert [each["resumed_from"] for each in attempts] == [None, 29 * 16, 50 * 16]
     assert all(each["world_size"] == 2 for each in attempts)
+
+
+def recorded(run_dir):
+    lines = (run_dir / CHANGES_FILE).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_changes_are_recorded_and_shown(tmp_path):
+    """A worker dies, one joins, and worker 0 dies, so that the one that has joined writes."""
+    run_dir = tmp_path / "run"
+    faults = [("generator", 1, 10)]
+    with Workers([1, 2], 2, faulty(tmp_path, faults), str(run_dir)) as workers:
+        workers.until(lambda: len(changes(workers)) == 1)
+        new = workers.add()
+        workers.until(lambda: len(changes(workers)) == 2 and len(recorded(run_dir)) == 2)
+        workers.kill("w0")
+        workers.finish()
+        events = [fields for kind, fields in workers.served.events() if kind == "members"]
+    found = recorded(run_dir)
+    assert [(each["before"], each["workers"]) for each in found] == [(2, 1), (1, 2), (2, 1)]
+    assert [each["steps_undone"] for each in found][:2] == [1, 0]
+    reasons = ["w1 died", f"a worker on {new} joined", "w0 died"]
+    assert [each["reason"] for each in found] == reasons
+    assert [each["attempt"] for each in found] == [1, 1, 2]
+    attempts = map(json.loads, (run_dir / "attempts.jsonl").read_text().splitlines())
+    assert [each["reason"] for each in attempts] == ["new", "w0 died"]
+    assert found[0]["lost_s"] > found[0]["seconds"] > 0
+    assert [{key: each[key] for key in found[0]} for each in events] == found
+
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        number, seen = int(row["workers/changes"]), row["samples_seen"]
+        counted, others = found[:number], found[number:]
+        assert all(each["samples_seen"] <= seen for each in counted)
+        assert all(each["samples_seen"] >= seen for each in others)
+        assert row["workers/steps_undone"] == sum(each["steps_undone"] for each in counted)
+        assert row["workers/lost_s"] == pytest.approx(sum(each["lost_s"] for each in counted))
+
+    board = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    shown = {(one.step, one.value) for one in board.Scalars("workers/changes")}
+    assert shown >= {(each["samples_seen"], n + 1.0) for n, each in enumerate(found)}
+    shown = {(one.step, one.value) for one in board.Scalars("throughput/workers")}
+    assert shown >= {(each["samples_seen"], each["workers"]) for each in found}
+    *_, text = board.Tensors("worker_changes/text_summary")
+    (text,) = text.tensor_proto.string_val
+    assert all(each["reason"] in text.decode() for each in found)
+    assert all(each["reason"] in describe(inspect(str(run_dir))) for each in found)
+
+
+def test_a_change_that_another_loss_interrupts_is_one(tmp_path):
+    """Worker 2, of rank 1 by then, dies in the checkpoint that follows the loss of worker 0."""
+    run_dir = tmp_path / "run"
+    faults = [("generator", 0, 7), ("commit", 1, 7)]
+    with Workers([1, 2, 3], 3, faulty(tmp_path, faults), str(run_dir)) as workers:
+        workers.finish()
+    (found,) = recorded(run_dir)
+    assert (found["before"], found["workers"], found["steps_undone"]) == (3, 1, 1)
+    assert found["reason"] == "w0 died; w2 died"
+
+
+def test_a_change_at_the_end_is_recorded(undisturbed, tmp_path):
+    """Worker 1 dies while worker 0 writes the last files, which has then nothing left to do."""
+    run_dir = tmp_path / "run"
+    faults = [("profile", 1, TOTAL // 16)]
+    with Workers([1, 2], 2, faulty(tmp_path, faults), str(run_dir)) as workers:
+        outcomes = workers.finish()
+    assert outcomes["w0"]["status"] == "finished"
+    (found,) = recorded(run_dir)
+    assert (found["samples_seen"], found["workers"], found["steps_undone"]) == (TOTAL, 1, 0)
+    assert digest(run_dir) == undisturbed
 
 
 def test_fast_reduction_gives_the_bytes_of_an_undisturbed_run(tmp_path):

@@ -1,5 +1,7 @@
 """What the workers of a new epoch agree on, and what they must have in common."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -23,7 +25,8 @@ class Says(LocalCommunicator):
         self._reached = reached
 
     def all_gather_object(self, value):
-        return [[list(each), {}, rank == 0] for rank, each in enumerate(self._reached)]
+        undid = value[3]
+        return [[list(each), {}, rank == 0, undid] for rank, each in enumerate(self._reached)]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +44,16 @@ def test_workers_whose_states_may_differ_are_no_sources(reached, sources, is_wri
     found = agree(Says(*reached), Standing(reached[0], {}, True), dict)
     assert found.sources == sources
     assert found.is_written == is_written
+
+
+@pytest.mark.parametrize(
+    ("reached", "steps_undone"), [([(32, 32), (32, 32)], 1), ([(32, 32), (48, 48)], 0)]
+)
+def test_a_step_that_another_worker_has_completed_is_not_repeated(reached, steps_undone):
+    workers = [Standing(each, {}, False, undid=each == (32, 32)) for each in reached]
+    agreement = agree(Says(*reached), workers[0], dict)
+    agreement = replace(agreement, workers=tuple(workers))
+    assert agreement.steps_undone == steps_undone
 
 
 class Nobody(Membership):

@@ -13,6 +13,7 @@ from gatdist.monitor.metrics import METRICS_FILE, read_metrics
 from gatdist.monitor.numbers import count
 from gatdist.monitor.tags import ALARMS
 from gatdist.runs import Checkpoints, Evaluations
+from gatdist.runs.changes import Change, read_changes
 from gatdist.runs.checkpoint import read_manifest
 from gatdist.runs.directory import parse_lines
 from gatdist.storage import Store
@@ -30,6 +31,7 @@ _COUNTERS = {
     "health/skipped_steps": "steps skipped on every rank: non-finite gradients",
     "health/rollbacks": "rollbacks to the last checkpoint",
     "health/bad_samples": "bad samples",
+    "workers/changes": "changes of workers",
 }
 
 
@@ -40,6 +42,7 @@ class Findings:
     url: str
     config: Record = field(default_factory=dict)  # unchecked
     attempts: list[Record] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)  # of workers
     logs: list[Record] = field(default_factory=list)  # the valid lines of metrics.jsonl
     state: Record = field(default_factory=dict)  # of the newest checkpoint
     checkpoints: list[Record] = field(default_factory=list)  # name, samples_seen, num_bytes
@@ -79,6 +82,7 @@ def find(store: Store) -> Findings:
     content = store.read_if_exists(_ATTEMPTS_FILE)
     found.attempts, num_damaged = parse_lines(content or b"")
     _note_lines(found, _ATTEMPTS_FILE, content is not None, found.attempts, num_damaged)
+    found.changes = read_changes(store)
     metrics = read_metrics(store)
     found.logs = metrics.records
     _note_lines(found, METRICS_FILE, metrics.exists, found.logs, metrics.num_damaged)

@@ -20,6 +20,7 @@ from gatdist.common.version import __version__
 from gatdist.config import flatten, parse_config, redact_url
 from gatdist.monitor.numbers import count, duration, number, size
 from gatdist.monitor.tags import ALARMS, Chart, charts_of
+from gatdist.runs.changes import HEAD
 from gatdist.runs.report.curves import Curve, chart, color_of, legend, thinned
 from gatdist.runs.report.findings import Findings, events, find
 from gatdist.runs.report.previews import previews
@@ -216,7 +217,9 @@ def _attempts(found: Findings) -> str:
         attempt, at, workers = (_text(one.get(key)) for key in ("attempt", "time", "world_size"))
         rows.append([attempt, at, workers, named, resumed, _text(one.get("reason"))])
     titles = ["attempt", "time", "workers", "hosts", "resumed from", "reason"]
-    return _table(titles, rows) if rows else ""
+    html = _table(titles, rows) if rows else ""
+    changes = [one.cells() for one in found.changes[-_MAX_ROWS:]]
+    return html + (_table(["changes of workers", *HEAD[1:]], changes) if changes else "")
 
 
 def _files(found: Findings) -> str:
