@@ -19,7 +19,8 @@ from benchmarks.records import Record
 
 NAMES = (
     *("games", "ring", "modes", "batch_norm", "overlap", "using", "startup", "cores"),
-    *("recovery", "soak", "simulation", "fuzz", "data", "clips", "storage", "conditional"),
+    *("recovery", "after_loss", "soak", "simulation", "fuzz", "data", "clips", "storage"),
+    "conditional",
 )
 PRESETS = ("digits", "digits-conditional", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2")
 # Settings and goals that an hour of glyphs can distinguish.
@@ -69,7 +70,7 @@ def _no_nginx() -> bool:
 NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
     **{
         name: ("root, for hosts in network namespaces", lambda: os.geteuid() != 0)
-        for name in ("recovery", "soak")
+        for name in ("recovery", "after_loss", "soak")
     },
     "gpu": ("an accelerator", _no_cuda),
     "storage": ("nginx (make setup-system)", _no_nginx),

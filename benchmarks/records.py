@@ -226,6 +226,15 @@ def _recovery(found: Found) -> list[Line]:
     ]
 
 
+def _after_loss(found: Found) -> list[Line]:
+    lines = []
+    for case, measured in found["measured"].items():
+        killed, size = case.split(", ")
+        what = f"a {killed} is killed, the others continue ({size} number of workers): no new step"
+        lines.append(Line(what, *_seconds([one["pause_s"] for one in measured])))
+    return lines
+
+
 def _startup(found: Found) -> list[Line]:
     return [Line(one["what"], *_seconds(one["seconds"])) for one in found["cases"]]
 
@@ -272,6 +281,7 @@ REPORTERS: dict[str, Callable[[Found], list[Line]]] = {
     "scaling": _scaling,
     "startup": _startup,
     "recovery": _recovery,
+    "after_loss": _after_loss,
     "soak": _soak,
     "using": _using,
     "gpu": _gpu,

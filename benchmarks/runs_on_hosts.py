@@ -24,12 +24,14 @@ SETTINGS = (
     "cluster.straggler_warn_s=4",
 )
 # Writing a few times a second does not slow a step; at the start, each step is written.
+_EVERY_S = 0.2
 _PLUGIN = '''
 """Notes where the run is. Written by benchmarks.runs_on_hosts."""
 import json, os, pathlib, signal, socket, time
 from gatdist.common import position
 
 imported, folder, noted = time.time(), pathlib.Path(__file__).parent, []
+every_s = EVERY_S
 dies_at = []
 
 def started():
@@ -48,7 +50,7 @@ def beat():
         about |= {"host": socket.gethostname(), "started": started()}
         about |= {"imported": imported, "ready": now}
         write("workers.jsonl", json.dumps(about))
-    if here.rank == 0 and (len(noted) < 3 or now - noted[-1] > 0.2):
+    if here.rank == 0 and (len(noted) < 3 or now - noted[-1] > every_s):
         noted.append(now)
         write("journal", f"{now:.3f} {here.attempt} {here.step}")
         order = folder / "die-in-upload"
@@ -93,10 +95,16 @@ class HostsRun:
     """A run directory on the hosts' common file system, and the commands that train in it.
 
     ``messages`` are standard error with the time of each line; ``ended`` is 0 while a command runs.
+    Worker 0 notes its steps every ``every_s``.
     """
 
     def __init__(
-        self, hosts: Hosts, folder: Path, settings: Sequence[str], workers: str = "2"
+        self,
+        hosts: Hosts,
+        folder: Path,
+        settings: Sequence[str],
+        workers: str = "2",
+        every_s: float = _EVERY_S,
     ) -> None:
         self.hosts, self.folder, self.run_dir = hosts, folder, folder / "run"
         self.messages: list[tuple[float, str]] = []
@@ -105,7 +113,7 @@ class HostsRun:
         self._workers = workers
         self._process: subprocess.Popen[str] | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{_PLUGIN_NAME}.py").write_text(_PLUGIN)
+        (folder / f"{_PLUGIN_NAME}.py").write_text(_PLUGIN.replace("EVERY_S", str(every_s)))
 
     def __enter__(self) -> Self:
         return self
@@ -169,10 +177,12 @@ class HostsRun:
         last = self.last()
         return last is not None and time.time() - last.time_s < 1.5
 
+    def all_workers(self) -> list[Worker]:
+        """Return all that have trained, in the order of their first step."""
+        return [Worker(**fields) for fields in _lines(self.folder / "workers.jsonl")]
+
     def workers(self, attempt: int | None = None) -> list[Worker]:
-        with suppress(FileNotFoundError):
-            lines = (self.folder / "workers.jsonl").read_text().splitlines()
-            found = [Worker(**json.loads(line)) for line in lines]
+        if found := self.all_workers():
             requested = attempt or max(worker.attempt for worker in found)
             return sorted((w for w in found if w.attempt == requested), key=lambda w: w.rank)
         return []

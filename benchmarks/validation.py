@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.case import RESULTS
-from gatdist.bench.simulate.faults import Kind, Situation, best_interval, play
+from gatdist.bench.simulate.faults import Kind, Situation, play
+from gatdist.bench.simulate.intervals import best_interval
 from gatdist.bench.simulate.measured import fitted_link
 from gatdist.bench.simulate.model import Link, Phase, StepModel, Topology, expected_maximum, ring_s
 from gatdist.bench.simulate.scenario import parse
@@ -265,32 +268,32 @@ def _held_out(
     return seconds[4], found["points"][0]["seconds_per_1000_samples"]
 
 
-def soak() -> Iterator[Row]:
-    soaked, recovered = _newest("soak"), _newest("recovery")
-    cost = _newest("overheads")["checkpoint_s"]
-    worker_s = recovered["median_s"]["worker"]
-    driver_s = recovered["median_s"]["driver"]
-    faults = list(_soak_faults(soaked, worker_s, driver_s))
+def soaks() -> Iterator[Row]:
+    for file in sorted(RESULTS.glob("*_soak/result.json")):
+        yield from soak(json.loads(file.read_text()))
 
-    def played(step_s: float) -> dict[str, Any]:
-        return _soaked(soaked, step_s, cost, faults)
 
-    truth = soaked["goodput"]
-    run = played(soaked["step_s"])
-    yield row("soak", "goodput of the soak", truth, run["goodput"], "measured")
+def soak(soaked: Mapping[str, Any]) -> Iterator[Row]:
+    """Compare the goodput of a soak with that of times which other benchmarks measured."""
+    of = f"the soak of {time.strftime('%-d %B', time.gmtime(soaked['began']))}"
     # This machine was slower between the soak's faults than before them.
     slower = soaked["step_s_in_soak"]
-    what = "goodput of the soak, with the step time between faults"
-    goodput = played(slower)["goodput"] * soaked["step_s"] / slower
-    yield row("soak", what, truth, goodput, "measured")
+    for step_s, what in (
+        (soaked["step_s"], f"goodput of {of}"),
+        (slower, f"goodput of {of}, with the step time between faults"),
+    ):
+        goodput = soak_run(soaked, step_s)["goodput"] * soaked["step_s"] / step_s
+        yield row("soak", what, soaked["goodput"], goodput, "measured")
 
 
-def _soaked(
-    soaked: Mapping[str, Any],
-    step_s: float,
-    cost: Mapping[str, float],
-    faults: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
+def soak_run(soaked: Mapping[str, Any], step_s: float) -> dict[str, Any]:
+    """Simulate the run of a soak; see :func:`~gatdist.bench.simulate.study.simulate`."""
+    cost = _newest("overheads")["checkpoint_s"]
+    restarts = _newest("recovery")["median_s"]
+    recoveries = _newest("after_loss")["median_s"]
+    worker, host = recoveries["worker, elastic"], recoveries["host, elastic"]
+    after_loss = soaked.get("after_loss", "restart")
+    noticed_s = host["pause_s"] - worker["pause_s"] if after_loss == "continue" else 0.0
     found = answer(
         observed={
             "workers": [2], "global_batch": 64, "seconds_per_1000_samples": [1000 * step_s / 64],
@@ -298,43 +301,70 @@ def _soaked(
         predict={"workers": [2]},
         workload={"global_batch": 64, "overhead_s": 0.0},
         stragglers={"deviation": 0.0},
-        run={"total_samples": soaked["steps"] * 64, "min_workers": 1},
+        run={"total_samples": soaked["steps"] * 64, "min_workers": 1, "after_loss": after_loss},
+        recovery={
+            "change_s": worker["pause_s"],
+            "replace_s": worker["replaced_s"],
+            "join_s": worker["join_s"],
+        },
         checkpoints={
             "interval_samples": 8192,
             "snapshot_s": cost["compare"] + cost["snapshot"],
             "write_s": cost["write"],
         },
-        faults=faults,
+        faults=list(_soak_faults(soaked, restarts, noticed_s)),
         simulation={"repeats": 400},
     )  # fmt: skip
     (run,) = found["points"][0]["runs"]
     return dict(run)
 
 
-# Design of the soak's faults: detection (0: a worker's death is seen at once; 10: Ray's health
-# checks; 20: cluster.heartbeat_timeout_s), absence of a host, notice, and whether work is lost.
+# Design of the soak's faults: what fails (default: a worker); detection (0: a worker's death is
+# seen at once; 10: Ray's health checks; 20: cluster.heartbeat_timeout_s); absence of a host,
+# notice, and whether work is lost.
 _JOIN_S = 3.0
 _SOAK: dict[str, dict[str, Any]] = {
     "network_cut_for_5_s": {"detection_s": 5.0, "restart_s": 0.0, "loses_work": False},
     "worker_stops_for_8_s": {"detection_s": 8.0, "restart_s": 0.0, "loses_work": False},
-    "network_cut_for_40_s": {"detection_s": 10.0, "away_s": 40 + _JOIN_S},
+    "network_cut_for_40_s": {"of": "host", "detection_s": 10.0, "away_s": 40 + _JOIN_S},
     "worker_stops_for_good": {"detection_s": 20.0},
-    "host_dies_for_6_s": {"away_s": 6 + _JOIN_S},
-    "host_dies_for_40_s": {"away_s": 40 + _JOIN_S},
-    "preemption": {"notice_s": 12.0, "away_s": 12 + 12.5 + _JOIN_S},
+    "host_dies_for_6_s": {"of": "host", "away_s": 6 + _JOIN_S},
+    "host_dies_for_40_s": {"of": "host", "away_s": 40 + _JOIN_S},
+    "preemption": {"of": "host", "notice_s": 12.0, "away_s": 12 + 12.5 + _JOIN_S},
+    "kill_all_workers": {"of": "run"},
+    "bit_flips": {"of": "run"},
+    "driver_dies": {"of": "run"},
 }
 
 
 def _soak_faults(
-    soaked: Mapping[str, Any], worker_s: float, driver_s: float
+    soaked: Mapping[str, Any], restarts: Mapping[str, float], noticed_s: float
 ) -> Iterator[dict[str, Any]]:
+    """The soak's faults; hosts are noticed ``noticed_s`` later than workers."""
     names = [fault["name"] for fault in soaked["faults"]]
     for name in dict.fromkeys(names):
-        restart_s = driver_s if name == "driver_dies" else worker_s
-        figures = {"detection_s": 0.0, "restart_s": restart_s, **_SOAK.get(name, {})}
-        mtbf_hours = soaked["wall_s"] / names.count(name) / 3600
-        yield {"name": name, "of": "run", "mtbf_hours": mtbf_hours, **figures}
+        figures: dict[str, Any] = {"of": "worker", "detection_s": 0.0} | _SOAK.get(name, {})
+        figures.setdefault("restart_s", restarts["driver" if name == "driver_dies" else "worker"])
+        if name.startswith("host_dies"):
+            figures["detection_s"] = noticed_s
+        many = 1 if figures["of"] == "run" else 2
+        mtbf_hours = many * soaked["wall_s"] / names.count(name) / 3600
+        yield {"name": name, "mtbf_hours": mtbf_hours, **figures}
 
 
 def _newest(case: str) -> dict[str, Any]:
     return dict(json.loads(max(RESULTS.glob(f"*_{case}/result.json")).read_text()))
+
+
+def main() -> None:
+    """Print how well the goodput of soaks is predicted, and what it is with either after_loss."""
+    for file in sys.argv[1:] or sorted(RESULTS.glob("*_soak/result.json")):
+        soaked = json.loads(Path(file).read_text())
+        for found in soak(soaked):
+            print("{what}: {truth:.3f}, simulated {simulated:.3f} ({error:+.1%})".format(**found))
+        for one in soak_run(soaked, soaked["step_s"])["recoveries"]:
+            print("  {size}, {after_loss}: simulated {goodput:.3f}".format(**one))
+
+
+if __name__ == "__main__":
+    main()

@@ -29,6 +29,7 @@ SETTINGS = [
     f"run.total_samples={10**12}",
     "run.log_every_samples=2048",
     "run.checkpoint_every_samples=2048",
+    "cluster.after_loss=restart",
     'model.generator={name="residual", width=16}',
     'model.discriminator={name="residual", width=16}',
 ]

@@ -41,7 +41,7 @@ def main() -> None:
         *validation.closed_forms(),
         *validation.published(),
         *validation.links(links["rates"]),
-        *validation.soak(),
+        *validation.soaks(),
     ]
     began = time.perf_counter()
     month = simulate(MONTH)

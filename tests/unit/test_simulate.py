@@ -8,8 +8,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from benchmarks import validation
 from gatdist.bench.simulate.measured import fitted_link
 from gatdist.bench.simulate.scenario import scenario_names
+from gatdist.bench.simulate.sections import Recovery
 from gatdist.bench.simulate.study import simulate
 from gatdist.cli import main
 from gatdist.common.errors import ConfigError
@@ -109,6 +111,62 @@ def test_bottleneck_of_a_run_is_named(scenario, change, named):
     assert run["largest_loss"] == named
 
 
+def test_each_way_to_recover_has_its_goodput_and_speed(scenario):
+    overrides = ["network.workers_per_host=1", "predict.workers=[16]"]
+    overrides.append("faults=[{name='host', mtbf_hours=50.0, away_s=600.0}]")
+    fixed = simulate(scenario(HARDWARE + RUN), overrides)["points"][0]
+    for run in fixed["runs"]:
+        assert [(one["size"], one["after_loss"]) for one in run["recoveries"]] == [
+            ("fixed", "restart"),
+            ("fixed", "continue"),
+        ]
+    overrides += ["run.min_workers=8", "run.after_loss=continue"]
+    (point,) = simulate(scenario(HARDWARE + RUN), overrides)["points"]
+    for run in point["runs"]:
+        ways = {(one["size"], one["after_loss"]): one for one in run["recoveries"]}
+        assert len(ways) == 4
+        for one in ways.values():
+            assert sum(one["parts"].values()) == pytest.approx(1)
+            undisturbed_s = point["seconds_per_1000_samples"]
+            assert one["seconds_per_1000_samples"] == pytest.approx(undisturbed_s / one["goodput"])
+        best = ways["elastic", "continue"]
+        assert run["after_loss"] == "continue"
+        assert run["goodput"] == best["goodput"]
+        assert best["parts"]["lost work"] == 0
+        for size in ("elastic", "fixed"):
+            assert ways[size, "continue"]["goodput"] > ways[size, "restart"]["goodput"]
+        assert best["goodput"] > ways["fixed", "continue"]["goodput"]
+
+
+def test_a_lost_worker_takes_its_share_of_a_host(scenario):
+    """Seven of eight workers of a host go on."""
+    overrides = ["run.after_loss=continue", "run.min_workers=8", "predict.workers=[32]"]
+    overrides += ["simulation.repeats=256"]
+    away = {}
+    for of in ("worker", "host"):
+        fault = f"faults=[{{name='one', of='{of}', mtbf_hours=50.0, away_s=1800.0}}]"
+        changed = [*overrides, fault]
+        (point,) = simulate(scenario(HARDWARE + RUN), changed)["points"]
+        away[of] = point["runs"][0]["parts"]["hosts away"]
+    # Eight times as often, each an eighth of a host.
+    assert away["worker"] == pytest.approx(away["host"], rel=0.25)
+
+
+def test_faults_of_the_run_are_the_same_either_way(scenario):
+    overrides = ["faults=[{name='driver', of='run', mtbf_hours=50.0}]"]
+    for point in simulate(scenario(HARDWARE + RUN), overrides)["points"]:
+        restart, continues = point["runs"][0]["recoveries"]
+        assert restart["goodput"] == continues["goodput"]
+
+
+def test_goodput_of_recorded_soaks_is_predicted():
+    """From times that other benchmarks measured, and the step time between the faults."""
+    rows = [one for one in validation.soaks() if "between" in one["what"]]
+    assert rows
+    for row in rows:
+        assert abs(row["error"]) < 0.05, row["what"]
+
+
 def test_runs_of_one_length_are_compared_by_samples(scenario):
     """The same number of hours on more workers gives more samples."""
     run = RUN.replace("total_samples = 25_000_000", "undisturbed_hours = 100.0")
@@ -129,6 +187,11 @@ def test_every_figure_has_a_source(scenario):
     assert inputs["faults.0.restart_s"] == {
         "key": "faults.0.restart_s", "value": 60.0, "kind": "assumed", "source": "default",
     }  # fmt: skip
+    for key, value in Recovery():
+        one = inputs[f"recovery.{key}"]
+        assert (one["kind"], one["value"]) == ("measured", value)
+    (record,) = {one["source"] for key, one in inputs.items() if key.startswith("recovery.")}
+    assert (RESULTS.parents[1] / record.removeprefix("default: ") / "result.json").exists()
     seen = {one["key"]: one["kind"] for one in simulate(scenario(OBSERVED))["inputs"]}
     assert seen == {
         "observed.workers": "observed",

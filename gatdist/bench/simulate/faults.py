@@ -1,5 +1,8 @@
 """Simulation of whole runs: faults, checkpoints, lost work, restarts, absent hosts.
 
+A fault stops a run, which then restarts from its last checkpoint, or continues with the workers
+that are left, if there are any. In the latter case a checkpoint is needed only after other faults.
+
 Faults are Poisson processes and absences are exponential, so waiting times have no memory and are
 drawn anew after each event. Arrays have one entry per run.
 """
@@ -20,11 +23,20 @@ Mask = NDArray[np.bool_]
 # Of a run with more faults, only a part is simulated, and scaled.
 MOST_FAULTS = 600
 _MOST_EVENTS = 6_000
+# Times beyond this are infinite.
+_NEVER_S = 1e12
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault, see :class:`~.sections.Fault`; the rate is with all hosts."""
+    """A kind of fault, see :class:`~.sections.Fault`; the rate is with all hosts.
+
+    Attributes:
+        takes: Hosts that are away for ``away_s``; a part of one: some of its workers.
+        continue_s: Seconds from the detection until the workers that are left continue; None: all
+            restart.
+        join_s: Seconds for which a run that has continued stops when the host is back.
+    """
 
     name: str
     rate_per_s: float
@@ -34,6 +46,9 @@ class Kind:
     away_s: float
     notice_s: float
     loses_work: bool = True
+    takes: float = 1.0
+    continue_s: float | None = None
+    join_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,26 +73,43 @@ class Situation:
     grows_at_once: bool = True
 
     def saved(self, kind: Kind) -> bool:
-        """Whether the fault loses no work: its notice suffices for a checkpoint."""
-        return not kind.loses_work or (
-            kind.notice_s >= self.snapshot_s + self.write_s and kind.notice_s > 0
-        )
+        """Whether the fault loses no work, unless no worker is left."""
+        return not kind.loses_work or kind.continue_s is not None or self.announced(kind)
+
+    def announced(self, kind: Kind) -> bool:
+        """Whether its notice suffices for a checkpoint."""
+        return kind.notice_s >= self.snapshot_s + self.write_s and kind.notice_s > 0
 
     @property
     def faults_per_s(self) -> float:
         return sum(kind.rate_per_s for kind in self.kinds)
 
     @property
+    def losing_kinds(self) -> tuple[Kind, ...]:
+        """Faults that lose work, including that of all workers at the same time."""
+        kinds = tuple(kind for kind in self.kinds if not self.saved(kind))
+        survived = [
+            kind for kind in self.kinds if kind.continue_s is not None and not self.announced(kind)
+        ]
+        taken = sum(kind.rate_per_s * kind.takes for kind in survived)
+        if not taken:
+            return kinds
+        away_s = sum(kind.rate_per_s * kind.takes * kind.away_s for kind in survived) / taken
+        rate = 1 / all_lost_s(self.hosts, taken / self.hosts, away_s)
+        restart_s = max(kind.restart_s for kind in survived)
+        return (*kinds, Kind("all workers", rate, False, 0.0, restart_s, 0.0, 0.0))
+
+    @property
     def losing_mtbf_s(self) -> float:
-        rate = sum(kind.rate_per_s for kind in self.kinds if not self.saved(kind))
-        return 1 / rate if rate else math.inf
+        rate = sum(kind.rate_per_s for kind in self.losing_kinds)
+        return 1 / rate if rate > 1 / _NEVER_S else math.inf
 
     @property
     def mean_restart_s(self) -> float:
-        if not self.faults_per_s:
-            return 0.0
-        standing = (k.rate_per_s * (k.detection_s + k.restart_s) for k in self.kinds)
-        return sum(standing) / self.faults_per_s
+        kinds = [kind for kind in self.kinds if kind.continue_s is None]
+        rate = sum(kind.rate_per_s for kind in kinds)
+        standing = (k.rate_per_s * (k.detection_s + k.restart_s) for k in kinds)
+        return sum(standing) / rate if rate else 0.0
 
 
 @dataclass
@@ -105,14 +137,19 @@ class Outcome:
         return self.useful / np.maximum(self.total, 1e-12)
 
 
-def young_s(cost_s: float, mtbf_s: float) -> float:
-    """Return Young's (1974) best interval: √(2 C M)."""
-    return math.sqrt(2 * cost_s * mtbf_s)
+def all_lost_s(hosts: int, rate_per_s: float, away_s: float) -> float:
+    """Return the mean time until all hosts are away at once, if each comes back by itself.
 
-
-def daly_s(cost_s: float, mtbf_s: float, restart_s: float) -> float:
-    """Return Young's interval refined for restarts (Daly, 2006): C + √(2 (M + R) C + C²)."""
-    return cost_s + math.sqrt(2 * (mtbf_s + restart_s) * cost_s + cost_s**2)
+    Of a birth-death process: the next host is lost after h_i = (1 + i μ h_{i−1}) / ((n − i) λ) on
+    average if i are away, with λ the rate of a host and μ = 1 / ``away_s``; the sum of all h_i.
+    """
+    total = next_s = 0.0
+    for away in range(hosts):
+        next_s = (1 + away * next_s / max(away_s, 1e-9)) / ((hosts - away) * rate_per_s)
+        total += next_s
+        if total > _NEVER_S:
+            return math.inf
+    return total
 
 
 def play(situation: Situation, intervals_s: Array, seed: int, repeats: int) -> Outcome:
@@ -152,28 +189,38 @@ class _Runs:
         self.grows = np.array([k.grows_with_hosts for k in situation.kinds], dtype=bool)
         away_s = np.array([k.away_s for k in situation.kinds], dtype=np.float64)
         self.leaves = away_s > 0
+        self.takes = np.array([k.takes for k in situation.kinds], dtype=np.float64)
         self.return_rates = np.divide(1.0, away_s, out=np.zeros_like(away_s), where=self.leaves)
         self.down_after_s = np.array([k.detection_s + k.restart_s for k in situation.kinds])
         self.restart_s = np.array([k.restart_s for k in situation.kinds])
-        self.saved = np.array([situation.saved(k) for k in situation.kinds], dtype=bool)
-        # By event: whether a checkpoint is written for it, if it loses no work.
-        self.writes = np.array(
-            [*(k.loses_work for k in situation.kinds), *(k.away_s > 0 for k in situation.kinds)],
-            dtype=bool,
-        )
+        self.joins = np.array([k.continue_s is not None for k in situation.kinds], dtype=bool)
+        self.continue_s = np.array([k.detection_s + (k.continue_s or 0.0) for k in situation.kinds])
+        self.join_s = np.array([k.join_s for k in situation.kinds])
+        self.pauses = np.array([not k.loses_work for k in situation.kinds], dtype=bool)
+        self.announced = np.array([situation.announced(k) for k in situation.kinds], dtype=bool)
         self.speeds = np.array(situation.speeds)
+        # Since a run has started: time of training and snapshots.
+        self.clock_s = np.zeros(runs)
+        # Since its last complete checkpoint: time of training, and work.
+        self.unsaved_s, self.unsaved_work_s = np.zeros(runs), np.zeros(runs)
+        # Whether the workers hold no state, so that they must restart.
+        self.empty = np.ones(runs, dtype=bool)
 
     def advance(self) -> bool:
         runs = np.flatnonzero(~self.outcome.finished)
         if not len(runs):
             return False
-        there = self.situation.hosts - self.away[runs].sum(axis=1)
+        there = self._there(runs)
         down, enough = self.down_s[runs] > 0, there >= self.situation.min_hosts
         running = ~down & enough
         wait_s, event = self._drawn(runs, running)
         self._stand(runs, wait_s, event, down, enough)
         self._run(runs[running], wait_s[running], event[running], there[running])
         return True
+
+    def _there(self, runs: Indices) -> Array:
+        """Hosts, some of which may have lost a part of their workers."""
+        return np.round(self.situation.hosts - self.away[runs] @ self.takes, 9)
 
     def _drawn(self, runs: Indices, running: Mask) -> tuple[Array, Indices]:
         """Seconds until the next event, and which: kind k of fault, or kinds + k for a return."""
@@ -183,7 +230,7 @@ class _Runs:
         if not len(self.rates):
             return np.full(len(runs), np.inf), np.zeros(len(runs), dtype=np.intp)
         away = self.away[runs]
-        share = 1 - away.sum(axis=1) / self.situation.hosts
+        share = self._there(runs) / self.situation.hosts
         faults = self.rates * np.where(self.grows, np.maximum(share, 0.0)[:, None], 1.0)
         returns = away * self.return_rates
         if not self.situation.grows_at_once:
@@ -204,105 +251,124 @@ class _Runs:
         ends = down & enough & (wait_s >= self.down_s[runs])
         taken = np.where(ends, self.down_s[runs], wait_s)
         self.outcome.standing[runs[still]] += taken[still]
-        self.down_s[runs[ends]] = 0.0
+        self.down_s[runs[still]] = np.maximum(self.down_s[runs[still]] - taken[still], 0.0)
         hit = still & ~ends
         self._apply(runs[hit], event[hit])
-        returned = hit & (event >= len(self.rates))
-        # A restarting run takes the host in on the way; one that waited for it restarts now.
-        self.down_s[runs[returned]] -= taken[returned]
-        waited = returned & ~enough
-        self.down_s[runs[waited]] = self.restart_s[event[waited] - len(self.rates)]
+        # A restarting run takes a host in on the way; one that waited for it restarts now.
+        waited = hit & ~enough & (event >= len(self.rates))
+        self._take_in(runs[waited], event[waited] - len(self.rates))
 
     def _apply(self, runs: Indices, event: Indices) -> None:
         """Apply faults, which stop a run and may remove a host, and returns of hosts."""
         kinds = len(self.rates)
         fault = event < kinds
+        self.away[runs[~fault], event[~fault] - kinds] -= 1
         hit, kind = runs[fault], event[fault]
         self.outcome.faults[hit] += 1
-        self.down_s[hit] = self.down_after_s[kind]
+        continues = self._continues(hit, kind)
         self.away[hit, kind] += self.leaves[kind]
-        self.away[runs[~fault], event[~fault] - kinds] -= 1
+        after_s = np.where(continues, self.continue_s[kind], self.down_after_s[kind])
+        self.down_s[hit] = np.where(continues, np.maximum(self.down_s[hit], after_s), after_s)
+        continues |= self.pauses[kind]
+        self._lose(hit[~continues & ~self.announced[kind]])
+        self._start_anew(hit[~continues])
+
+    def _continues(self, runs: Indices, kind: Indices) -> Mask:
+        """Whether the workers that a fault leaves continue."""
+        left = self._there(runs) - self.takes[kind] > 0
+        continues: Mask = self.joins[kind] & left & ~self.empty[runs]
+        return continues
+
+    def _take_in(self, runs: Indices, kind: Indices) -> None:
+        """Let hosts that are back join, which takes a restart if the run does not continue."""
+        self.down_s[runs] = np.where(
+            self.joins[kind] & ~self.empty[runs],
+            self.down_s[runs] + self.join_s[kind],  # not before the loss is detected
+            self.restart_s[kind],
+        )
+
+    def _lose(self, runs: Indices) -> None:
+        """Return to the last checkpoint."""
+        out, unsaved_s, work_s = self.outcome, self.unsaved_s[runs], self.unsaved_work_s[runs]
+        out.useful[runs] -= work_s
+        out.slower[runs] -= unsaved_s - work_s
+        out.repeated[runs] += unsaved_s
+        self.left_s[runs] += work_s
+
+    def _start_anew(self, runs: Indices) -> None:
+        """Forget the workers' state."""
+        self.clock_s[runs] = self.unsaved_s[runs] = self.unsaved_work_s[runs] = 0.0
+        self.empty[runs] = True
+
+    def _trained_s(self, clock_s: Array, interval_s: Array) -> Array:
+        """Return the time of training without snapshots."""
+        cycle_s = interval_s + self.situation.snapshot_s
+        whole = np.floor(clock_s / cycle_s)
+        return whole * interval_s + np.minimum(clock_s - whole * cycle_s, interval_s)
 
     def _run(self, runs: Indices, wait_s: Array, event: Indices, there: Array) -> None:
         """Update runs that train until the event, or the end of the run."""
         out, snapshot_s, interval_s = self.outcome, self.situation.snapshot_s, self.interval_s[runs]
-        missing = np.minimum(self.situation.hosts - there, len(self.speeds) - 1).astype(np.intp)
-        speed = self.speeds[missing]
+        self.empty[runs] = False
+        speed = np.interp(self.situation.hosts - there, np.arange(len(self.speeds)), self.speeds)
         # To the end: all steps and checkpoints.
+        clock_s = self.clock_s[runs]
+        before_s = self._trained_s(clock_s, interval_s)
         steps_s = self.left_s[runs] / speed
-        snapshots = np.ceil(steps_s / interval_s - 1e-9)
-        need_s = steps_s + snapshots * snapshot_s + self.situation.write_s
-        ends = wait_s >= need_s
+        snapshots = np.ceil((before_s + steps_s) / interval_s - 1e-9)
+        snapshots_s = np.maximum(snapshots * snapshot_s - (clock_s - before_s), 0.0)
+        ends = wait_s >= steps_s + snapshots_s + self.situation.write_s
         done = runs[ends]
         out.useful[done] += self.left_s[done]
         out.slower[done] += steps_s[ends] - self.left_s[done]
-        out.snapshots[done] += snapshots[ends] * snapshot_s
+        out.snapshots[done] += snapshots_s[ends]
         out.standing[done] += self.situation.write_s
         out.finished[done] = True
         # To the event.
         goes = ~ends
-        runs, wait_s, event = runs[goes], wait_s[goes], event[goes]
-        interval_s, speed = interval_s[goes], speed[goes]
-        cycle_s = interval_s + snapshot_s
-        whole = np.floor(wait_s / cycle_s)
-        trained_s = np.minimum(
-            whole * interval_s + np.minimum(wait_s - whole * cycle_s, interval_s), steps_s[goes]
-        )
-        counted = np.maximum(0.0, np.floor((wait_s - self.situation.write_s) / cycle_s))
-        kinds = len(self.rates)
-        kept = event >= kinds  # a host joins after a checkpoint
-        kept[~kept] = self.saved[event[~kept]]
-        kept_s = np.where(kept, trained_s, np.minimum(counted * interval_s, trained_s))
-        writes = kept & self.writes[event]
-        last_s = np.where(writes, snapshot_s, 0.0)
-        out.useful[runs] += kept_s * speed
-        out.slower[runs] += kept_s * (1 - speed)
-        out.repeated[runs] += trained_s - kept_s
-        out.snapshots[runs] += np.maximum(wait_s - trained_s, 0.0) + last_s
-        out.standing[runs] += np.where(writes, self.situation.write_s, 0.0)
-        self.left_s[runs] = np.maximum(self.left_s[runs] - kept_s * speed, 0.0)
+        runs, wait_s, event, speed = runs[goes], wait_s[goes], event[goes], speed[goes]
+        interval_s, before_s = interval_s[goes], before_s[goes]
+        self.clock_s[runs] += wait_s
+        after_s = self._trained_s(self.clock_s[runs], interval_s)
+        trained_s = np.minimum(after_s - before_s, steps_s[goes])
+        out.useful[runs] += trained_s * speed
+        out.slower[runs] += trained_s * (1 - speed)
+        out.snapshots[runs] += np.maximum(wait_s - trained_s, 0.0)
+        self.left_s[runs] = np.maximum(self.left_s[runs] - trained_s * speed, 0.0)
+        self._save(runs, trained_s, speed, after_s)
         if not self.situation.grows_at_once:
             returned = -np.expm1(-wait_s[:, None] * self.return_rates)
             self.away[runs] -= self.random.binomial(self.away[runs].astype(np.int64), returned)
+        self._write_for(runs, event)
         self._apply(runs, event)
-        back = event >= kinds
-        self.down_s[runs[back]] = self.restart_s[event[back] - kinds]
+        back = event >= len(self.rates)
+        self._take_in(runs[back], event[back] - len(self.rates))
 
+    def _save(self, runs: Indices, trained_s: Array, speed: Array, after_s: Array) -> None:
+        """Take note of what has been trained at a speed, and of checkpoints that are complete."""
+        interval_s = self.interval_s[runs]
+        complete = np.floor(
+            (self.clock_s[runs] - self.situation.write_s) / (interval_s + self.situation.snapshot_s)
+        )
+        total_s = self.unsaved_s[runs] + trained_s
+        work_s = self.unsaved_work_s[runs] + trained_s * speed
+        unsaved_s = np.minimum(after_s - np.maximum(complete, 0.0) * interval_s, total_s)
+        # What was trained before at other speeds is taken as evenly mixed.
+        mixed = np.divide(work_s, total_s, out=np.ones_like(work_s), where=total_s > 0)
+        self.unsaved_work_s[runs] = unsaved_s * np.where(unsaved_s <= trained_s, speed, mixed)
+        self.unsaved_s[runs] = unsaved_s
 
-def best_interval(
-    situation: Situation, seed: int, candidates: int = 25, repeats: int = 16, faults: int = 100
-) -> tuple[float, float, float]:
-    """Find the checkpoint interval with the highest goodput by simulation.
-
-    Intervals range from a ninth to nine times Young's. Near its maximum, goodput is a parabola over
-    the logarithm of the interval.
-
-    Returns:
-        The best interval, and the range of intervals with at most 0.2 % less goodput.
-    """
-    guess = max(young_s(situation.snapshot_s, situation.losing_mtbf_s), situation.write_s, 1e-3)
-    intervals = guess * np.geomspace(1 / 9, 9, candidates)
-    intervals = np.unique(np.maximum(intervals, max(situation.write_s, 1e-3)))
-    # Other faults cost the same under any interval.
-    kinds = tuple(kind for kind in situation.kinds if not situation.saved(kind))
-    work_s = faults * situation.losing_mtbf_s
-    outcome = play(replace(situation, kinds=kinds, work_s=work_s), intervals, seed, repeats)
-    useful, total = (x.reshape(-1, repeats).sum(axis=1) for x in (outcome.useful, outcome.total))
-    goodput = useful / total
-    logs = np.log(intervals)
-    best = _top(logs, goodput)
-    near = intervals[goodput >= goodput.max() * (1 - 2e-3)]
-    return float(np.exp(best)), float(near.min()), float(near.max())
-
-
-def _top(logs: Array, values: Array) -> float:
-    near = np.abs(logs - logs[np.argmax(values)]) < 1.0
-    if near.sum() < 4:
-        return float(logs[np.argmax(values)])
-    second, first, _ = np.polyfit(logs[near], values[near], 2)
-    if second >= 0:
-        return float(logs[np.argmax(values)])
-    return float(np.clip(-first / (2 * second), logs[near].min(), logs[near].max()))
+    def _write_for(self, runs: Indices, event: Indices) -> None:
+        """Write a checkpoint before a restart that is announced: by a notice, or for a host."""
+        kinds = len(self.rates)
+        if not kinds:
+            return
+        kind, returns = event % kinds, event >= kinds
+        announced = self.announced[kind] & ~self.pauses[kind] & ~self._continues(runs, kind)
+        runs = runs[np.where(returns, ~self.joins[kind], announced)]
+        self.outcome.snapshots[runs] += self.situation.snapshot_s
+        self.outcome.standing[runs] += self.situation.write_s
+        self._start_anew(runs)
 
 
 def mean_and_spread(outcome: Outcome, times: float) -> tuple[float, float, float]:

@@ -97,6 +97,30 @@ def _runs(points: Points) -> Iterator[str]:
             if run["market"] == market
         ]
         yield f"the run, {market}\n" + aligned([head, *rows])
+        if recoveries := _recoveries(points, market):
+            yield f"goodput and s / 1,000 by size and after_loss, {market}\n" + recoveries
+
+
+def _recoveries(points: Points, market: str) -> str:
+    """Goodput and seconds per 1,000 samples by number of workers and way to recover."""
+    rows, ways = [], dict[str, None]()
+    for point in points:
+        for run in point["runs"]:
+            if run["market"] == market and run["recoveries"]:
+                found = {f"{one['size']}, {one['after_loss']}": one for one in run["recoveries"]}
+                ways |= dict.fromkeys(found)
+                rows.append((point["workers"], found))
+    cells = [
+        (f"{workers:,}", *(_recovery(found.get(way)) for way in ways)) for workers, found in rows
+    ]
+    return aligned([("workers", *ways), *cells]) if rows else ""
+
+
+def _recovery(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return _NONE
+    seconds = one[_SECONDS]
+    return "never ends" if seconds is None else f"{percent(one['goodput'])}  {number(seconds)}"
 
 
 def _run(run: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,21 +13,24 @@ from gatdist.bench.simulate.faults import (
     Kind,
     Outcome,
     Situation,
-    best_interval,
-    daly_s,
     mean_and_spread,
     part_of,
     play,
-    young_s,
 )
+from gatdist.bench.simulate.intervals import best_interval, daly_s, young_s
 from gatdist.bench.simulate.model import Parts
 from gatdist.bench.simulate.scenario import Scenario
-from gatdist.bench.simulate.sections import Fault, Run
+from gatdist.bench.simulate.sections import Fault, Recovery, Run
 from gatdist.bench.simulate.speed import Point, Speed
 
 ON_DEMAND, SPOT = "on demand", "spot"
 # Steps with fewer hosts are computed at so many points, and interpolated.
 _SPEEDS = 9
+# What is said of each way to recover.
+_RECOVERY = (
+    *("after_loss", "goodput", "seconds_per_1000_samples"),
+    *("hours", "hours_low", "hours_high", "usd", "parts", "checkpoint"),
+)
 
 
 def runs(scenario: Scenario, speed: Speed, point: Point) -> list[dict[str, Any]]:
@@ -33,7 +38,27 @@ def runs(scenario: Scenario, speed: Speed, point: Point) -> list[dict[str, Any]]
     if scenario.run is None:
         return []
     markets = [ON_DEMAND, *([SPOT] if scenario.spot else [])]
-    return [_run(scenario, scenario.run, speed, point, market) for market in markets]
+    return [_of_market(scenario, scenario.run, speed, point, market) for market in markets]
+
+
+def _of_market(
+    scenario: Scenario, run: Run, speed: Speed, point: Point, market: str
+) -> dict[str, Any]:
+    """The run as it is, and ``recoveries``: all ways in which it could recover from faults."""
+    as_it_is = _run(scenario, run, speed, point, market)
+    situation = _situation(scenario, run, speed, point, market)
+    if not situation.kinds:
+        return as_it_is | {"recoveries": []}
+    is_elastic = situation.min_hosts < situation.hosts
+    sizes = {"fixed": None} | ({"elastic": run.min_workers} if is_elastic else {})
+    recoveries = []
+    for size, min_workers in sizes.items():
+        for after_loss in ("restart", "continue"):
+            is_it = after_loss == run.after_loss and is_elastic == (size == "elastic")
+            other = run.model_copy(update={"min_workers": min_workers, "after_loss": after_loss})
+            found = as_it_is if is_it else _run(scenario, other, speed, point, market)
+            recoveries.append({"size": size} | {key: found[key] for key in _RECOVERY})
+    return as_it_is | {"recoveries": recoveries}
 
 
 def _run(scenario: Scenario, run: Run, speed: Speed, point: Point, market: str) -> dict[str, Any]:
@@ -48,10 +73,13 @@ def _run(scenario: Scenario, run: Run, speed: Speed, point: Point, market: str) 
     ended, times = share > 0.02, times / max(share, 1e-9)
     hours = [s / 3600 for s in _with_step_error(point, mean_and_spread(outcome, times))]
     usd_per_hour = _usd_per_hour(scenario, situation.hosts, market)
+    goodput = float(outcome.useful.sum() / outcome.total.sum())
     found: dict[str, Any] = {
         "market": market,
+        "after_loss": run.after_loss,
         **{name: h if ended else None for name, h in zip(_named("hours"), hours, strict=True)},
-        "goodput": float(outcome.useful.sum() / outcome.total.sum()),
+        "goodput": goodput,
+        "seconds_per_1000_samples": point.seconds_per_1000_samples / goodput if ended else None,
         "faults": _num_faults(situation, outcome, times),
         "parts": _parts(point.parts, outcome),
         "checkpoint": checkpoint,
@@ -106,6 +134,12 @@ def _situation(scenario: Scenario, run: Run, speed: Speed, point: Point, market:
         # A preemption is announced, so it needs no detection.
         restart_s, away_s, notice_s = spot.restart_s, spot.away_s, spot.notice_s
         kinds.append(Kind("preemption", rate, True, 0.0, restart_s, away_s, notice_s))
+    continues = run.after_loss == "continue"
+    if continues:
+        survived = partial(
+            _survived, recovery=scenario.recovery, step_s=point.step_s, waits=fewest == hosts
+        )
+        kinds = [survived(kind) for kind in kinds]
     return Situation(
         work_s,
         hosts,
@@ -114,7 +148,30 @@ def _situation(scenario: Scenario, run: Run, speed: Speed, point: Point, market:
         checkpoints.snapshot_s,
         checkpoints.written_after_s,
         tuple(kinds),
-        run.grow == "at_once",
+        continues or run.grow == "at_once",
+    )
+
+
+def _survived(kind: Kind, recovery: Recovery, step_s: float, *, waits: bool) -> Kind:
+    """The same fault, if the other workers continue, or wait for the replacement of those lost.
+
+    In both cases they repeat a step, half of which was made on average.
+    """
+    if not (kind.loses_work and kind.grows_with_hosts):
+        return kind
+    away_s, continue_s, join_s = kind.away_s, recovery.change_s, recovery.join_s
+    if not waits:
+        away_s += recovery.replace_s
+    elif away_s:
+        join_s += recovery.replace_s
+    else:
+        continue_s = recovery.replace_s + join_s
+    return replace(
+        kind,
+        detection_s=0.0 if kind.notice_s else kind.detection_s,
+        away_s=away_s,
+        continue_s=continue_s + step_s / 2,
+        join_s=join_s,
     )
 
 
@@ -129,6 +186,7 @@ def _kind(fault: Fault, hosts: int, workers: int) -> Kind:
         fault.away_s,
         fault.notice_s,
         fault.loses_work,
+        hosts / workers if fault.of == "worker" else 1.0,
     )
 
 

@@ -23,6 +23,7 @@ from gatdist.bench.simulate.sections import (
     Player,
     Predict,
     Price,
+    Recovery,
     Run,
     Simulation,
     Spot,
@@ -54,6 +55,7 @@ class Scenario(Section):
     checkpoints: Checkpoints = Checkpoints()
     faults: list[Fault] = Field(default_factory=list)
     run: Run | None = None
+    recovery: Recovery = Recovery()
     price: Price | None = None
     spot: Spot | None = None
     goal: Goal = Goal()

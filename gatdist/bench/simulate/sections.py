@@ -29,7 +29,7 @@ from gatdist.bench.simulate.units import (
     share,
 )
 from gatdist.common.errors import ConfigError
-from gatdist.config import Section
+from gatdist.config import ClusterConfig, Section
 
 
 def _refuse_both(section: str, it: BaseModel, one: str, other: str) -> None:
@@ -247,10 +247,11 @@ class Fault(Section):
     """A fault that stops all workers.
 
     Attributes:
-        of: What fails: each host, each worker, or the run as a whole.
+        of: What fails: each host, each worker, or the run as a whole, such as its driver. After a
+            fault of a host or worker, the others may continue, see :class:`Recovery`.
         mtbf_hours: Mean time between failures of one of those.
         detection_s: Seconds until it is detected.
-        restart_s: From then to the first new step.
+        restart_s: From then to the first new step, if all workers restart.
         away_s: Mean time until the host, or a replacement, can work again.
         notice_s: Advance notice; if it suffices for a checkpoint, no work is lost.
         loses_work: False if the run pauses and continues, as in a brief network outage.
@@ -266,20 +267,41 @@ class Fault(Section):
     loses_work: bool = True
 
 
+# Where the defaults of `Recovery` were measured, on hosts that share two cores.
+RECOVERY_RECORD = "benchmarks/results/2026-12-01_after_loss"
+
+
+class Recovery(Section):
+    """Seconds of recovery if the other workers continue (``run.after_loss``).
+
+    Attributes:
+        change_s: From the detection of a loss until the others repeat the step in progress.
+        replace_s: From when there is room for a replacement until it can join.
+        join_s: For which all workers stop when it joins.
+    """
+
+    change_s: Seconds = 2.0
+    replace_s: Seconds = 9.0
+    join_s: Seconds = 0.2
+
+
 class Run(Section):
-    """Length of the run.
+    """Length of the run, and its number of workers.
 
     Attributes:
         total_samples: In all.
         undisturbed_hours: Instead, hours of steps at each number of workers.
         min_workers: Fewest workers to continue with; default: all.
-        grow: Whether a host that returns joins at once, which takes a checkpoint and a restart (as
-            in ``gatdist train``), or at the next restart.
+        after_loss: Whether a lost worker or host makes all workers restart from the last
+            checkpoint, or the others continue; see ``cluster.after_loss``, whose default it has.
+        grow: If all workers restart, whether a host that returns joins at once, which takes a
+            checkpoint and a restart (as in ``gatdist train``), or at the next restart.
     """
 
     total_samples: Count | None = None
     undisturbed_hours: Hours | None = None
     min_workers: Workers | None = None
+    after_loss: Literal["restart", "continue"] = ClusterConfig.model_fields["after_loss"].default
     grow: Literal["at_once", "at_restarts"] = "at_once"
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from typing import Any
 from gatdist.bench.simulate.measured import Findings, read
 from gatdist.bench.simulate.runs import runs
 from gatdist.bench.simulate.scenario import Scenario, dotted, load, spread
-from gatdist.bench.simulate.sections import Goal
+from gatdist.bench.simulate.sections import RECOVERY_RECORD, Goal
 from gatdist.bench.simulate.speed import Point, Speed, speed
 
 Points = Sequence[Mapping[str, Any]]
@@ -32,7 +32,9 @@ def simulate(source: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
         None without losses) and ``runs``: per ``market``, mean ``hours`` with the 80 % interval,
         ``goodput`` (share of the time in kept steps on all hosts), ``faults``, ``usd``,
         ``samples``, hours and dollars per million samples, ``parts``, ``bottleneck``,
-        ``largest_loss`` and ``checkpoint`` (intervals).
+        ``largest_loss``, ``checkpoint`` (intervals), ``after_loss`` and, if there are faults,
+        ``recoveries``: goodput, ``seconds_per_1000_samples`` with faults, hours, dollars, parts
+        and intervals with ``after_loss`` restart or continue, and the ``size`` fixed or elastic.
         ``observed``: fitted points with the fit's values. ``held_out``: other timed points with
         the relative ``error`` of their prediction. ``fit``: parameters with 80 % intervals, or
         None. ``advice``: the number of workers beyond which more stop paying, the fastest, the
@@ -84,8 +86,13 @@ def _point(scenario: Scenario, made: Speed, alone: Point, point: Point) -> dict[
         "efficiency": alone.seconds_per_1000_samples / (seconds * point.workers),
         "parts": parts,
         **_largest(parts),
-        "runs": [run | _largest(run["parts"]) for run in runs(scenario, made, point)],
+        "runs": [_with_largest(run) for run in runs(scenario, made, point)],
     }
+
+
+def _with_largest(run: Mapping[str, Any]) -> dict[str, Any]:
+    recoveries = [one | _largest(one["parts"]) for one in run["recoveries"]]
+    return {**run, **_largest(run["parts"]), "recoveries": recoveries}
 
 
 def _largest(parts: Mapping[str, float]) -> dict[str, str | None]:
@@ -151,6 +158,8 @@ def inputs(scenario: Scenario, findings: Findings) -> list[dict[str, Any]]:
     unused = {"name", "sources", "predict", "measured", "simulation", "goal"}
     if scenario.run is None:
         unused |= {"checkpoints", "faults", "price", "spot"}
+    if scenario.run is None or not (scenario.faults or scenario.spot):
+        unused.add("recovery")
     for key, value in dotted(scenario.model_dump()).items():
         if _is_figure(value) and key.partition(".")[0] not in unused:
             add(key, value, *_source(scenario, key, key in given))
@@ -170,6 +179,8 @@ def _source(scenario: Scenario, key: str, given: bool) -> tuple[str, str]:
             kind, _, source = scenario.sources[name].partition(":")
             return kind.strip(), source.strip()
         name = name.rpartition(".")[0]
+    if not given and key.startswith("recovery."):
+        return "measured", f"default: {RECOVERY_RECORD}"
     if not given:
         return "assumed", "default"
     if key.startswith("observed."):
