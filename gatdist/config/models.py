@@ -58,6 +58,13 @@ class Config(Section):
             self._check_measured("run.best_metric")
         if self.data.held_out and self.evaluate.url:
             self._refuse("evaluate.url", "excludes data.held_out", "Keep one of them")
+        if self.health.may_roll_back and self.run.checkpoint_every_samples == "auto":
+            self._refuse(
+                "run.checkpoint_every_samples",
+                "must be a number with health.nonfinite or health.spike = 'rollback', because the "
+                "result depends on where the run goes back to",
+                "For example 16384",
+            )
         self._check_profile()
         self._check_generator_batch()
         return self

@@ -82,8 +82,10 @@ class RunConfig(Section):
     """Seed of all random numbers."""
     log_every_samples: PositiveInt = 4096
     """Samples per log interval. Metrics and a preview are written after each."""
-    checkpoint_every_samples: PositiveInt = 16384
-    """Samples between two checkpoints."""
+    checkpoint_every_samples: PositiveInt | Literal["auto"] = "auto"
+    """Samples between two checkpoints. ``auto`` chooses a number of log intervals from what a
+    checkpoint costs and how often the run was started again, of at most about 30 minutes. See
+    the guide to resuming."""
     keep_checkpoints: PositiveInt = 2
     """Number of recent checkpoints to keep."""
     keep_best_checkpoints: NonNegativeInt = 0

@@ -61,6 +61,7 @@ class _SavedState(_Strict):
     convergence: _Convergence
     rollbacks: _Count
     counted: _Counted
+    checkpoint_every_samples: Annotated[int, Field(gt=0, le=2**62)] | None = None
     unwritten_metrics: list[dict[str, Any]] = []
 
 

@@ -53,6 +53,7 @@ from gatdist.runs import (
 )
 from gatdist.storage import Store
 from gatdist.training.batch_norm import recompute
+from gatdist.training.checkpoint_interval import CheckpointInterval
 from gatdist.training.copies import Copies
 from gatdist.training.epochs import Agreement, Epochs, Transition
 from gatdist.training.graphs import StepGraphs
@@ -217,6 +218,7 @@ class _Loop:
         self.rolls_back = False
         self.changes_members = False
         self.over = False
+        self.checkpoint_interval = CheckpointInterval(config.run)
         self.owes_checkpoint = False  # whether one is due after this step, whatever the interval
         self._recorder: Recorder | None = None
         self.epochs: Epochs | None = None
@@ -416,8 +418,9 @@ class _Loop:
             status = "interrupted" if stops else "running"  # until it is evaluated
         self.outcome |= {"status": status, "reason": reason, "samples_seen": samples_seen}
         is_log_step = finished or evaluates or self._due(run.log_every_samples)
-        is_due = self.owes_checkpoint or self._due(run.checkpoint_every_samples)
-        commits = over or evaluates or is_due
+        chosen = self.checkpoint_interval.is_chosen
+        commits = over or evaluates or self.owes_checkpoint
+        commits = commits or (not chosen and self._due(self.checkpoint_interval.samples))
         if (commits or is_log_step) and self.config.game.ema_batch_norm == "recomputed":
             self._recompute_statistics()
         if over or is_log_step:
@@ -433,7 +436,9 @@ class _Loop:
                     self._commit()
                     return stops or self._evaluate()
                 self._log(values)
-        if commits:
+                if chosen and is_log_step:
+                    self._choose_checkpoint_interval(values["throughput/samples_per_s"])
+        if commits or (chosen and is_log_step and self._due(self.checkpoint_interval.samples)):
             self._commit(must=over or self.config.health.may_roll_back)
         return over
 
@@ -465,6 +470,10 @@ class _Loop:
         """Return whether the last step reached a multiple of ``interval`` samples (0: never)."""
         seen = self.state.samples_seen
         return bool(interval) and seen // interval > (seen - self.config.step_samples) // interval
+
+    def _choose_checkpoint_interval(self, samples_per_s: float) -> None:
+        trained_s = self.interval.wall_time_s
+        self.checkpoint_interval.choose(self.comm, samples_per_s, here.attempt, trained_s)
 
     def _interrupted(self) -> bool:
         """Return whether any worker was asked to stop; all learn it after the same step.
@@ -556,10 +565,11 @@ class _Loop:
             WorkerLostError: the workers hold different states.
         """
         self.progress.enter("commit")
-        self.intact.require()
-        require_equal_replicas(self.state.tensors(), self.comm)
-        if self.comm.is_main and self.committed != self.state.samples_seen:
-            self._save(must=must)
+        with self.checkpoint_interval.stop():
+            self.intact.require()
+            require_equal_replicas(self.state.tensors(), self.comm)
+            if self.comm.is_main and self.committed != self.state.samples_seen:
+                self._save(must=must)
         if self.epochs and self.config.health.may_roll_back:
             # All go back to it, whoever is lost before.
             with self.progress.lengthy():
@@ -579,6 +589,7 @@ class _Loop:
         state = self._checkpoint_state()
         self.committed = samples_seen
         self.recorder.before_commit(state)
+        self.checkpoint_interval.writes()
         with record_function("commit"):
             written = self.checkpoints.save(
                 samples_seen,
@@ -597,6 +608,7 @@ class _Loop:
 
     def _committed(self, written: Future[None], samples_seen: int) -> None:
         if not self.background.failed and not written.exception():
+            self.checkpoint_interval.written()
             self.progress.saved_samples = samples_seen
             self.emit("checkpoint", {"samples_seen": samples_seen})
 
@@ -613,6 +625,7 @@ class _Loop:
             "convergence": self.convergence.state(),
             "rollbacks": self.state.rollbacks,
             "counted": asdict(self.counted),
+            "checkpoint_every_samples": self.checkpoint_interval.samples,
         }
 
     def _roll_back(self) -> None:
@@ -781,6 +794,7 @@ class _Loop:
         self.counted = Counts(**saved["counted"])
         self.evaluating = saved["evaluating"]
         self.outcome = {key: saved[key] for key in self.outcome}
+        self.checkpoint_interval.take_over(saved.get("checkpoint_every_samples"))
         self.convergence.load(saved["convergence"])
         self.interval.wall_time_s = saved["wall_time_s"]
         self.unwritten_metrics = saved.get("unwritten_metrics", [])

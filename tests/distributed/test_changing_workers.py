@@ -105,6 +105,20 @@ def test_a_stopped_worker_is_left_behind(undisturbed, tmp_path):
     assert digest(tmp_path) == undisturbed
 
 
+def test_all_choose_one_interval_between_checkpoints(undisturbed, tmp_path):
+    """Whoever is lost: that of a worker 0 that has just joined or risen, too."""
+    chosen = load_config("digits", [*SETTINGS, "run.checkpoint_every_samples=auto"])
+    with Workers([1, 2, 3], 3, chosen, str(tmp_path)) as workers:
+        workers.until(lambda: workers.step_of("w0") > 12)
+        workers.kill("w0")
+        workers.until(lambda: changes(workers))
+        workers.add()
+        workers.until(lambda: [n for n, _, _ in changes(workers)][-1:] == [3])
+        workers.kill("w1")
+        workers.finish()
+    assert digest(tmp_path) == undisturbed
+
+
 FAULTS = [
     ("data", 1, 3),
     ("generator", 0, 6),

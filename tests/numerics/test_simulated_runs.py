@@ -15,7 +15,8 @@ from gatdist.bench.simulate.faults import (
     part_of,
     play,
 )
-from gatdist.bench.simulate.intervals import best_interval, daly_s, young_s
+from gatdist.bench.simulate.intervals import best_interval, daly_s
+from gatdist.common.reliability import young_s
 
 HOUR = 3600.0
 CRASH = Kind("crash", 1 / HOUR, False, 20.0, 100.0, 0.0, 0.0)

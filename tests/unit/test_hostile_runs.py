@@ -175,6 +175,7 @@ def test_json_of_another_structure_is_rejected(run: Path, file: str, content: by
         ("convergence", {"best": float("nan"), "best_samples": 0}),
         *(("evaluating", {}), ("order", {"fingerprint": 5})),
         *(("unwritten_metrics", value) for value in ([3], {}, "x")),
+        *(("checkpoint_every_samples", value) for value in (0, "auto", 2**63)),
         *(("evaluating", 3), ("wall_time_s", "long"), ("wall_time_s", -1), ("attempt", -1)),
         *(("order", []), ("metrics", []), ("status", None), ("rollbacks", "0"), ("reason", 3)),
     ],

@@ -9,11 +9,7 @@ import numpy as np
 
 from gatdist.bench.simulate.faults import Situation, play
 from gatdist.bench.simulate.model import Array
-
-
-def young_s(cost_s: float, mtbf_s: float) -> float:
-    """Return Young's (1974) best interval: √(2 C M)."""
-    return math.sqrt(2 * cost_s * mtbf_s)
+from gatdist.common.reliability import young_s
 
 
 def daly_s(cost_s: float, mtbf_s: float, restart_s: float) -> float:

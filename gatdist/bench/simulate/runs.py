@@ -17,11 +17,12 @@ from gatdist.bench.simulate.faults import (
     part_of,
     play,
 )
-from gatdist.bench.simulate.intervals import best_interval, daly_s, young_s
+from gatdist.bench.simulate.intervals import best_interval, daly_s
 from gatdist.bench.simulate.model import Parts
 from gatdist.bench.simulate.scenario import Scenario
 from gatdist.bench.simulate.sections import Fault, Recovery, Run
 from gatdist.bench.simulate.speed import Point, Speed
+from gatdist.common.reliability import young_s
 
 ON_DEMAND, SPOT = "on demand", "spot"
 # Steps with fewer hosts are computed at so many points, and interpolated.
