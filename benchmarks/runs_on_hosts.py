@@ -181,11 +181,14 @@ class HostsRun:
         """Return all that have trained, in the order of their first step."""
         return [Worker(**fields) for fields in _lines(self.folder / "workers.jsonl")]
 
-    def workers(self, attempt: int | None = None) -> list[Worker]:
-        if found := self.all_workers():
-            requested = attempt or max(worker.attempt for worker in found)
-            return sorted((w for w in found if w.attempt == requested), key=lambda w: w.rank)
-        return []
+    def workers(self) -> list[Worker]:
+        """Return the workers of the last start that have not died, worker 0 first."""
+        found = self.all_workers()
+        if "cluster.after_loss=continue" not in self._settings:
+            newest = max((worker.attempt for worker in found), default=0)
+            return sorted((w for w in found if w.attempt == newest), key=lambda w: w.rank)
+        # Each other worker 0 numbers an attempt; ranks are those of the first step.
+        return sorted(filter(lives, found), key=lambda w: (w.attempt, w.rank))
 
     def host_of(self, worker: Worker) -> Host:
         return next(host for host in self.hosts.workers if host.name == worker.host)
@@ -200,6 +203,10 @@ class HostsRun:
     def attempts(self) -> list[dict[str, Any]]:
         return _lines(self.run_dir / "attempts.jsonl")
 
+    def changes(self) -> list[dict[str, Any]]:
+        """Return the changes of workers without a restart."""
+        return _lines(self.run_dir / "worker_changes.jsonl")
+
     def ticks(self) -> list[dict[str, Any]]:
         return _lines(self.run_dir / "metrics.jsonl")
 
@@ -211,6 +218,17 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float) -> Any:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}")
         time.sleep(0.05)
     return value
+
+
+def gaps(beats: Sequence[Beat], since_s: float) -> list[tuple[float, float]]:
+    """Return the times between new steps, from the one in which ``since_s`` is."""
+    reached, at_s, found = -1, 0.0, []
+    for beat in beats:
+        if beat.step > reached:
+            if beat.time_s > since_s and reached >= 0:
+                found.append((at_s, beat.time_s))
+            reached, at_s = beat.step, beat.time_s
+    return found
 
 
 def lives(worker: Worker) -> bool:

@@ -293,7 +293,10 @@ def soak_run(soaked: Mapping[str, Any], step_s: float) -> dict[str, Any]:
     recoveries = _newest("after_loss")["median_s"]
     worker, host = recoveries["worker, elastic"], recoveries["host, elastic"]
     after_loss = soaked.get("after_loss", "restart")
-    noticed_s = host["pause_s"] - worker["pause_s"] if after_loss == "continue" else 0.0
+    noticed_s, back_s = 0.0, _JOIN_S
+    if after_loss == "continue":
+        noticed_s = host["pause_s"] - worker["pause_s"]
+        back_s = host["replaced_s"] - worker["replaced_s"]
     found = answer(
         observed={
             "workers": [2], "global_batch": 64, "seconds_per_1000_samples": [1000 * step_s / 64],
@@ -312,7 +315,7 @@ def soak_run(soaked: Mapping[str, Any], step_s: float) -> dict[str, Any]:
             "snapshot_s": cost["compare"] + cost["snapshot"],
             "write_s": cost["write"],
         },
-        faults=list(_soak_faults(soaked, restarts, noticed_s)),
+        faults=list(_soak_faults(soaked, restarts, noticed_s, back_s)),
         simulation={"repeats": 400},
     )  # fmt: skip
     (run,) = found["points"][0]["runs"]
@@ -326,11 +329,11 @@ _JOIN_S = 3.0
 _SOAK: dict[str, dict[str, Any]] = {
     "network_cut_for_5_s": {"detection_s": 5.0, "restart_s": 0.0, "loses_work": False},
     "worker_stops_for_8_s": {"detection_s": 8.0, "restart_s": 0.0, "loses_work": False},
-    "network_cut_for_40_s": {"of": "host", "detection_s": 10.0, "away_s": 40 + _JOIN_S},
+    "network_cut_for_40_s": {"of": "host", "detection_s": 10.0, "away_s": 40.0},
     "worker_stops_for_good": {"detection_s": 20.0},
-    "host_dies_for_6_s": {"of": "host", "away_s": 6 + _JOIN_S},
-    "host_dies_for_40_s": {"of": "host", "away_s": 40 + _JOIN_S},
-    "preemption": {"of": "host", "notice_s": 12.0, "away_s": 12 + 12.5 + _JOIN_S},
+    "host_dies_for_6_s": {"of": "host", "away_s": 6.0},
+    "host_dies_for_40_s": {"of": "host", "away_s": 40.0},
+    "preemption": {"of": "host", "notice_s": 12.0, "away_s": 12 + 12.5},
     "kill_all_workers": {"of": "run"},
     "bit_flips": {"of": "run"},
     "driver_dies": {"of": "run"},
@@ -338,15 +341,20 @@ _SOAK: dict[str, dict[str, Any]] = {
 
 
 def _soak_faults(
-    soaked: Mapping[str, Any], restarts: Mapping[str, float], noticed_s: float
+    soaked: Mapping[str, Any], restarts: Mapping[str, float], noticed_s: float, back_s: float
 ) -> Iterator[dict[str, Any]]:
-    """The soak's faults; hosts are noticed ``noticed_s`` later than workers."""
+    """Return the soak's faults.
+
+    A host is noticed ``noticed_s`` later than a worker, and can work ``back_s`` after its return.
+    """
     names = [fault["name"] for fault in soaked["faults"]]
     for name in dict.fromkeys(names):
         figures: dict[str, Any] = {"of": "worker", "detection_s": 0.0} | _SOAK.get(name, {})
         figures.setdefault("restart_s", restarts["driver" if name == "driver_dies" else "worker"])
         if name.startswith("host_dies"):
             figures["detection_s"] = noticed_s
+        if "away_s" in figures:
+            figures["away_s"] += back_s
         many = 1 if figures["of"] == "run" else 2
         mtbf_hours = many * soaked["wall_s"] / names.count(name) / 3600
         yield {"name": name, "mtbf_hours": mtbf_hours, **figures}

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.case import parser, positive, save
 from benchmarks.cases.recovery import BACK_AFTER_S, SETTINGS
 from benchmarks.hosts import Hosts, why_not
-from benchmarks.runs_on_hosts import Beat, HostsRun, Worker, lives, until
+from benchmarks.runs_on_hosts import HostsRun, Worker, gaps, until
 
 # Step times of the log are the means of many; here every step counts.
 EVERY_S = 0.0
@@ -83,37 +83,22 @@ def measure(
         ``replaced_s``, from then on that there was room for it to its first step; ``join_s``,
         longest time without a new step while it joins.
     """
-    alive = until(lambda: _both(run), "two workers", 120)
+    until(lambda: len(run.workers()) == 2, "two workers", 120)
+    alive = run.workers()
     settled = max(worker.ready for worker in alive)
     until(lambda: time.time() > settled + 5 and run.moves(), "steps of both", 60)
     count, began = len(run.all_workers()), time.time()
     room = kill(run, alive[number])
     joined = until(lambda: run.all_workers()[count:], "a replacement", 120)[0].ready
     until(lambda: time.time() > joined + 3 and run.moves(), "steps after it", 60)
-    gaps = _gaps(run.beats(), began)
-    first = max(gaps, key=lambda gap: gap[1] - gap[0] if gap[0] < joined - 1 else 0.0)
-    later = [end - start for start, end in gaps if first[1] <= start and end < joined + 3]
+    found = gaps(run.beats(), began)
+    first = max(found, key=lambda gap: gap[1] - gap[0] if gap[0] < joined - 1 else 0.0)
+    later = [end - start for start, end in found if first[1] <= start and end < joined + 3]
     return {
         "pause_s": first[1] - first[0],
         "replaced_s": joined - room,
         "join_s": max(later, default=0.0),
     }
-
-
-def _both(run: HostsRun) -> list[Worker] | None:
-    alive = [worker for worker in run.all_workers() if lives(worker)]
-    return alive if len(alive) == 2 else None
-
-
-def _gaps(beats: list[Beat], since_s: float) -> list[tuple[float, float]]:
-    """Return the times between new steps, the last of which is after ``since_s``."""
-    reached, at_s, found = -1, 0.0, []
-    for beat in beats:
-        if beat.step > reached:
-            if beat.time_s > since_s and reached >= 0:
-                found.append((at_s, beat.time_s))
-            reached, at_s = beat.step, beat.time_s
-    return found
 
 
 def record(settings: list[str], measured: dict[str, list[dict[str, float]]], out: Path) -> None:

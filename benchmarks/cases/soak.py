@@ -4,6 +4,8 @@ Faults come in random order, each once before any is repeated. Hosts that died, 
 ended early, are restarted. Afterwards the configuration is trained without faults in one process;
 with the canonical reduction, both digests must be equal. ``--check RESULT`` only does that.
 
+With ``--after-loss continue``, the others continue without lost workers.
+
 Goodput is the undisturbed time of the run's steps, divided by the time from the first command to
 the end of the last. The rest is attributed to the faults: the time from one to the next, minus the
 undisturbed time of the new steps in it.
@@ -23,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -30,11 +33,13 @@ from typing import Any
 
 from benchmarks.case import gatdist_command, parser, save
 from benchmarks.hosts import Host, Hosts, why_not
-from benchmarks.runs_on_hosts import SETTINGS, Beat, HostsRun, Worker, lives, until
+from benchmarks.runs_on_hosts import SETTINGS, Beat, HostsRun, Worker, gaps, lives, until
+from gatdist.config import ClusterConfig
 from gatdist.monitor.figures import figure
 from gatdist.runs.inspection import digest
 
 BATCH, TICK = 64, 8192
+AFTER_LOSS = ClusterConfig.model_fields["after_loss"].default
 TRAINING = [
     f"run.global_batch={BATCH}",
     f"run.log_every_samples={TICK}",
@@ -56,6 +61,7 @@ def main() -> None:
     options.add_argument("--minutes", type=float, default=60.0)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--every", default="60:120", help="seconds between faults, LOW:HIGH")
+    options.add_argument("--after-loss", choices=["restart", "continue"], default=AFTER_LOSS)
     options.add_argument("--faults", default=",".join(FAULTS), help="names (default: all)")
     options.add_argument("--check", type=Path, help="a result: only train its reference")
     options.add_argument("--reference-s", type=float, default=3 * 3600.0, help="its longest time")
@@ -69,7 +75,7 @@ def main() -> None:
         cards = deck(arguments.faults.split(","), arguments.seed)
         gaps = random.Random(arguments.seed)
         with tempfile.TemporaryDirectory() as folder, Hosts() as hosts:
-            soak = Soak(hosts, Path(folder), arguments.minutes, out)
+            soak = Soak(hosts, Path(folder), arguments.minutes, out, arguments.after_loss)
             soak.result |= {"seed": arguments.seed, "every_s": [low_s, high_s]}
             soak.run(cards, lambda: gaps.uniform(low_s, high_s))
     result = json.loads((out / "result.json").read_text())
@@ -90,22 +96,26 @@ def deck(names: list[str], seed: int) -> Iterator[str]:
 class Soak:
     """A soak of about ``minutes``; its ``result`` is written to ``out`` after each fault."""
 
-    def __init__(self, hosts: Hosts, folder: Path, minutes: float, out: Path) -> None:
+    def __init__(
+        self, hosts: Hosts, folder: Path, minutes: float, out: Path, after_loss: str
+    ) -> None:
         self.hosts, self.folder, self.out = hosts, folder, out
         self.limit_s = minutes * 60 * 2 + 180
         self.random = random.Random(1)
         calm_s = min(60.0, 7 * minutes)
         self.result: dict[str, Any] = {"minutes": minutes, "finished": False, "faults": []}
+        self.result["after_loss"] = after_loss
+        self.training = [*TRAINING, f"cluster.after_loss={after_loss}"]
         step_s = self._undisturbed_step_s(calm_s)
         ticks = max(1, round(minutes * 60 * SHARE / step_s * BATCH / TICK))
-        settings = [*TRAINING, f"run.total_samples={ticks * TICK}"]
+        settings = [*self.training, f"run.total_samples={ticks * TICK}"]
         self.result |= {"step_s": step_s, "steps": ticks * TICK // BATCH, "settings": settings}
         self.train = HostsRun(hosts, folder / "soak", settings, workers="1:2")
         print(f"undisturbed, a step takes {step_s:.4f} s; {ticks * TICK // BATCH:,} steps to go")
 
     def _undisturbed_step_s(self, calm_s: float) -> float:
         """Time of a step on two hosts, with log intervals and checkpoints."""
-        settings = [*TRAINING, f"run.total_samples={10**12}"]
+        settings = [*self.training, f"run.total_samples={10**12}"]
         with HostsRun(self.hosts, self.folder / "calm", settings) as run:
             run.start()
             first = until(lambda: run.committed() and run.last(), "a first checkpoint", 180)
@@ -191,18 +201,19 @@ class Soak:
                 for beat in thinned(beats)
             ],
             "attempts": self.train.attempts(),
+            "changes": self.train.changes(),
             "messages": [
                 [round(at - result["began"], 1), line]
                 for at, line in self.train.messages
-                if "samples/s" not in line and ("warning" in line or ": going on" in line)
+                if "samples/s" not in line and ("warning" in line or "continu" in line)
             ],
-            "step_s_in_soak": calm_step_s(beats, self.train.attempts(), result["faults"], result),
             "ticks": tick_errors(self.train.ticks(), result["steps"] * BATCH),
         }
+        result["step_s_in_soak"] = calm_step_s(beats, result)
         gained = max((beat.step for beat in beats), default=0)
         result["goodput"] = gained * result["step_s"] / wall_s
         result["lost_s"] = losses(beats, result, wall_s)
-        note_returns(beats, result)
+        note_returns(beats, result, wall_s)
         save(self.out, result, indent=None)
 
     # What the faults below use.
@@ -214,12 +225,15 @@ class Soak:
     def some_host(self) -> Host:
         return self.train.host_of(self.random.choice(self.train.workers()))
 
-    def await_next_attempt(self, timeout_s: float) -> None:
+    def await_next_attempt(self, timeout_s: float, without: Worker | None = None) -> None:
+        """Wait until the run has started again, or continues without a worker."""
         before = self.result["faults"][-1]["attempt"]
 
         def again() -> bool:
             last = self.train.last()
-            return self.train.status is not None or (last is not None and last.attempt > before)
+            if self.train.status is not None or (last is not None and last.attempt > before):
+                return True
+            return without is not None and not lives(without)
 
         with suppress(TimeoutError):
             until(again, "the next start", timeout_s)
@@ -274,7 +288,7 @@ def pause_worker(soak: Soak) -> None:
 def stop_worker(soak: Soak) -> str:
     worker = soak.worker(soak.random.randrange(2))
     os.kill(worker.pid, signal.SIGSTOP)
-    soak.await_next_attempt(60)
+    soak.await_next_attempt(60, without=worker)
     return "its process is still there" if lives(worker) else ""
 
 
@@ -326,11 +340,17 @@ def thinned(beats: list[Beat], every_s: float = 2.0) -> list[Beat]:
     return kept
 
 
-def note_returns(beats: list[Beat], result: dict[str, Any]) -> None:
-    """Add ``again_after_s`` to each fault: the seconds until the next attempt, or None."""
+def note_returns(beats: list[Beat], result: dict[str, Any], wall_s: float) -> None:
+    """Add to each fault the seconds until the next attempt, or None, and without a new step.
+
+    ``again_after_s``, and ``pause_s``, the longest such time before the next fault.
+    """
     faults, began = result["faults"], result["began"]
     for fault, following in itertools.zip_longest(faults, faults[1:]):
-        end_s = following["at_s"] if following else float("inf")
+        end_s = following["at_s"] if following else wall_s
+        pauses = gaps(beats, began + fault["at_s"])
+        before = (min(b, began + end_s) - a for a, b in pauses if a < began + end_s)
+        fault["pause_s"] = max(before, default=0.0)
         later = (b.time_s - began for b in beats if b.attempt > fault["attempt"])
         at_s = next((at for at in later if at < end_s), None)
         fault["again_after_s"] = None if at_s is None else at_s - fault["at_s"]
@@ -350,21 +370,26 @@ def losses(beats: list[Beat], result: dict[str, Any], wall_s: float) -> dict[str
     return lost
 
 
-def calm_step_s(
-    beats: list[Beat],
-    attempts: list[dict[str, Any]],
-    faults: list[dict[str, Any]],
-    result: dict[str, Any],
-) -> float | None:
+def numbers_of_workers(result: dict[str, Any]) -> list[tuple[float, int]]:
+    """Return the seconds at which the number of workers changed, and to which, by time."""
+    found = [(one["time"], one["world_size"]) for one in result["attempts"]]
+    found += [(one["time"], one["workers"]) for one in result.get("changes", [])]
+    times = [(datetime.fromisoformat(time).timestamp(), workers) for time, workers in found]
+    return [(at - result["began"], workers) for at, workers in sorted(times)]
+
+
+def calm_step_s(beats: list[Beat], result: dict[str, Any]) -> float | None:
     """Return the median step time on two hosts over 5 s or more between faults."""
-    sizes = {one["attempt"]: one["world_size"] for one in attempts}
-    began = result["began"]
-    broken = [(fault["at_s"], fault.get("over_s", float("inf")) + 2) for fault in faults]
+    changes, began = numbers_of_workers(result), result["began"]
+    broken = [(fault["at_s"], fault.get("over_s", float("inf")) + 2) for fault in result["faults"]]
+    # Times of changes are whole seconds.
+    broken += [(at - 1, at + 2) for at, _ in changes]
     taken = []
     for before, beat in itertools.pairwise(thinned(beats, 5.0)):
         since, until_s = before.time_s - began, beat.time_s - began
         calm = not any(a < until_s and since < b for a, b in broken)
-        comparable = before.attempt == beat.attempt and sizes.get(beat.attempt) == 2
+        sizes = [workers for at, workers in changes if at <= since]
+        comparable = before.attempt == beat.attempt and sizes[-1:] == [2]
         if calm and comparable and until_s - since >= 5 and beat.step > before.step:
             taken.append((until_s - since) / (beat.step - before.step))
     return median(taken) if taken else None
@@ -404,12 +429,12 @@ def compare(result: dict[str, Any], limit_s: float) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [f"{'fault':<24}{'times':>6}{'recovery, s':>17}{'lost, s':>10}{'share':>8}"]
+    lines = [f"{'fault':<24}{'times':>6}{'no new step, s':>17}{'lost, s':>10}{'share':>8}"]
     for name, lost in result["lost_s"].items():
         stood = [
-            fault["again_after_s"]
+            fault["pause_s"]
             for fault in result["faults"]
-            if fault["name"] == name and fault["again_after_s"] is not None
+            if fault["name"] == name and "pause_s" in fault
         ]
         still = f"{median(stood):.1f}" if stood else "–"
         share = sum(lost) / result["wall_s"]
@@ -426,13 +451,14 @@ def draw(result: dict[str, Any], path: Path) -> None:
     minutes = result["wall_s"] / 60
     with figure(min(18.0, 9 + minutes / 4), 6) as made:
         axis = made.subplots()
-        sizes = {one["attempt"]: one["world_size"] for one in result["attempts"]}
-        for attempt, group in itertools.groupby(result["beats"], key=lambda beat: beat[1]):
+        for _, group in itertools.groupby(result["beats"], key=lambda beat: beat[1]):
             beats = list(group)
             x = [at / 60 for at, _, _ in beats]
             axis.plot(x, [step * BATCH / 1e3 for *_, step in beats], color="tab:blue")
-            if sizes.get(attempt) == 1:
-                axis.axvspan(x[0], x[-1], color="0.88", linewidth=0)
+        changes = [*numbers_of_workers(result), (result["wall_s"], 0)]
+        for (since, workers), (until_s, _) in itertools.pairwise(changes):
+            if workers == 1:
+                axis.axvspan(since / 60, until_s / 60, color="0.88", linewidth=0)
         full = result["wall_s"] / result["step_s"] * BATCH / 1e3
         axis.plot([0, minutes], [0, full], color="0.6", linestyle=":", linewidth=1)
         axis.set(xlim=(0, minutes), ylim=(0, result["steps"] * BATCH / 1e3 * 1.03))

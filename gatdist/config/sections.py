@@ -83,9 +83,9 @@ class RunConfig(Section):
     log_every_samples: PositiveInt = 4096
     """Samples per log interval. Metrics and a preview are written after each."""
     checkpoint_every_samples: PositiveInt | Literal["auto"] = "auto"
-    """Samples between two checkpoints. ``auto`` chooses a number of log intervals from what a
-    checkpoint costs and how often the run was started again, of at most about 30 minutes. See
-    the guide to resuming."""
+    """Samples between two checkpoints. ``auto`` chooses a number of log intervals that take at most
+    30 minutes, from what a checkpoint costs and how often the run was started. Runs that may be
+    rolled back need a number."""
     keep_checkpoints: PositiveInt = 2
     """Number of recent checkpoints to keep."""
     keep_best_checkpoints: NonNegativeInt = 0

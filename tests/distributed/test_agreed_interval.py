@@ -1,5 +1,7 @@
 """All workers write checkpoints at the steps that worker 0 has chosen."""
 
+from typing import ClassVar
+
 from gatdist.config import load_config
 from gatdist.storage import Store
 from gatdist.training.checkpoint_interval import CheckpointInterval
@@ -22,7 +24,7 @@ class Measured(CheckpointInterval):
     """On each worker another cost, with which it would choose another interval."""
 
     rank = 0
-    chosen: list[int] = []
+    chosen: ClassVar[list[int]] = []
 
     def choose(self, comm, samples_per_s, attempts, trained_s):
         cost_s = (1e-6, 1e-3, 1e3)[self.rank] * 4.0 ** (len(self.chosen) % 5)
