@@ -78,15 +78,16 @@ class CheckpointInterval:
         yield
         self._stops_s.append(time.perf_counter() - began)
 
-    def writes(self) -> None:
-        """Take note that a checkpoint is being written from now on."""
+    def writes(self) -> float:
+        """Take note that a checkpoint is being written from now on, and return the time."""
         self._writing_since = time.perf_counter()
+        return self._writing_since
 
-    def written(self) -> None:
-        """Take note that the last checkpoint is complete."""
-        assert self._writing_since is not None
-        self._write_s = time.perf_counter() - self._writing_since
-        self._writing_since = None
+    def written(self, since: float) -> None:
+        """Take note, in any thread, that the one that has been written ``since`` is complete."""
+        self._write_s = time.perf_counter() - since
+        if self._writing_since == since:  # else the next one has begun
+            self._writing_since = None
 
     def choose(
         self, comm: Communicator, samples_per_s: float, attempts: int, trained_s: float

@@ -438,7 +438,7 @@ class _Loop:
                 self._log(values)
                 if chosen and is_log_step:
                     self._choose_checkpoint_interval(values["throughput/samples_per_s"])
-        if commits or (chosen and is_log_step and self._due(self.checkpoint_interval.samples)):
+        if commits or (chosen and self._due(self.checkpoint_interval.samples)):
             self._commit(must=over or self.config.health.may_roll_back)
         return over
 
@@ -589,7 +589,7 @@ class _Loop:
         state = self._checkpoint_state()
         self.committed = samples_seen
         self.recorder.before_commit(state)
-        self.checkpoint_interval.writes()
+        since = self.checkpoint_interval.writes()
         with record_function("commit"):
             written = self.checkpoints.save(
                 samples_seen,
@@ -597,7 +597,7 @@ class _Loop:
                 state,
                 attempt=self.directory.attempt,
             )
-        written.add_done_callback(lambda _: self._committed(written, samples_seen))
+        written.add_done_callback(lambda _: self._committed(written, samples_seen, since))
 
     def _await_checkpoint(self) -> None:
         """Wait until no checkpoint is being written; warn if that takes long."""
@@ -606,9 +606,9 @@ class _Loop:
                 self.recorder.look_at_storage(waits=True)
             self.checkpoints.wait()
 
-    def _committed(self, written: Future[None], samples_seen: int) -> None:
+    def _committed(self, written: Future[None], samples_seen: int, since: float) -> None:
         if not self.background.failed and not written.exception():
-            self.checkpoint_interval.written()
+            self.checkpoint_interval.written(since)
             self.progress.saved_samples = samples_seen
             self.emit("checkpoint", {"samples_seen": samples_seen})
 

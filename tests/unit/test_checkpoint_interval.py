@@ -92,7 +92,7 @@ def test_first_checkpoint_is_at_the_first_log_step_and_shows_the_cost(monkeypatc
     interval.choose(ALONE, 100.0, 1, 0.0)
     assert interval.samples == 100
     with interval.stop():
-        interval.writes()
+        since = interval.writes()
         now[0] += 0.1
     interval.choose(ALONE, 100.0, 1, 0.0)
     young = 100 * young_s(0.1, DAY)
@@ -102,10 +102,17 @@ def test_first_checkpoint_is_at_the_first_log_step_and_shows_the_cost(monkeypatc
     interval.choose(ALONE, 100.0, 1, 0.0)
     assert interval.samples > 100 * 300
     slow = interval.samples
-    interval.written()
+    interval.written(since)
     now[0] += 600.0
     interval.choose(ALONE, 100.0, 1, 0.0)
     assert interval.samples == slow
+    # One that is reported late, after the next has begun.
+    first, second = interval.writes(), interval.writes()
+    interval.written(first)
+    now[0] += 6000.0
+    interval.choose(ALONE, 100.0, 1, 0.0)
+    assert interval.samples > 8 * slow
+    interval.written(second)
 
 
 def test_interval_of_others_is_taken_over_if_it_fits_the_log_interval():

@@ -280,9 +280,9 @@ class Recovery(Section):
         join_s: For which all workers stop when it joins.
     """
 
-    change_s: Seconds = 2.0
-    replace_s: Seconds = 9.0
-    join_s: Seconds = 0.2
+    change_s: Seconds = 1.2
+    replace_s: Seconds = 5.0
+    join_s: Seconds = 0.1
 
 
 class Run(Section):
