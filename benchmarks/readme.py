@@ -19,7 +19,10 @@ QUALITY = (
     *("digits", "digits-conditional", "glyphs", "glyphs-r3gan", "glyphs-stylegan2"),
     *("ring", "modes", "speech", "words", "quality_digits", "quality_glyphs"),
 )
-SPEED = ("step", "gpu", "using", "data", "storage", "scaling", "startup", "recovery", "soak")
+SPEED = (
+    *("step", "gpu", "using", "data", "storage", "scaling", "startup", "recovery", "after_loss"),
+    "soak",
+)
 # Of the README: a record, and which of its lines.
 HIGHLIGHTS = (("digits", 0), ("step", 0), ("data", 0), ("scaling", 1), ("soak", 0))
 

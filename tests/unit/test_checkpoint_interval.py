@@ -107,7 +107,9 @@ def test_first_checkpoint_is_at_the_first_log_step_and_shows_the_cost(monkeypatc
     interval.choose(ALONE, 100.0, 1, 0.0)
     assert interval.samples == slow
     # One that is reported late, after the next has begun.
-    first, second = interval.writes(), interval.writes()
+    first = interval.writes()
+    now[0] += 1.0
+    second = interval.writes()
     interval.written(first)
     now[0] += 6000.0
     interval.choose(ALONE, 100.0, 1, 0.0)
