@@ -198,7 +198,7 @@ class HostsRun:
 
     def committed(self) -> list[Path]:
         found = [path.parent for path in self.run_dir.glob("checkpoints/*/MANIFEST.json")]
-        return sorted(found, key=lambda path: [int(part) for part in path.name.split(".")])
+        return sorted(found, key=lambda path: path.name)  # begins with the samples, padded
 
     def attempts(self) -> list[dict[str, Any]]:
         return _lines(self.run_dir / "attempts.jsonl")
