@@ -11,6 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gatdist.cluster.policies import Heartbeat
+from gatdist.cluster.preflight import HostInfo
 from gatdist.cluster.roster import Address, Roster, Seat
 from gatdist.common.errors import WorkerLostError
 from gatdist.config import set_env
@@ -32,7 +33,7 @@ class DriverUpdate(NamedTuple):
     stacks: dict[int, str]  # requested ones, by rank
     outcome: dict[str, Any] | None  # what the training loop returned
     failure: tuple[str, str] | None  # class and message of a worker's first GatdistError
-    controller: Any  # handle of Ray Train's controller; None until it has started
+    controllers: dict[int, Any]  # handles of Ray Train's, by the number of its run, once it starts
     members: list[str]  # of the present epoch, without those lost; empty if there are no epochs
     is_between: bool  # whether that epoch has ended, and the next one has not begun
 
@@ -58,7 +59,8 @@ class Mailbox:
         self._orders = _NO_ORDERS
         self._outcome: dict[str, Any] | None = None
         self._failure: tuple[str, str] | None = None
-        self._controller: Any = None
+        self._controllers: dict[int, Any] = {}
+        self._hosts: list[HostInfo] = []  # of workers that fit together
 
     def report(self, launch: int, what: str, *given: Any) -> Any:
         """Call the handler ``_what`` with a message of a worker or controller."""
@@ -105,7 +107,7 @@ class Mailbox:
             stacks,
             self._outcome,
             self._failure,
-            self._controller,
+            self._controllers,
             members,
             self._roster is not None and self._roster.has_ended,
         )
@@ -122,6 +124,12 @@ class Mailbox:
                 self._heartbeats.pop(worker, None)
                 self._roster.lose(worker, time.monotonic(), cause)
 
+    def leave(self, launch: int, workers: list[str]) -> None:
+        """Let workers leave at the end of a step, as soon as the others suffice."""
+        if self._roster and launch == self._launch:
+            for worker in workers:
+                self._roster.leave(worker)
+
     def give(self, given: dict[str, Any]) -> None:
         """Store what workers need to start, with secrets: Ray does not log arguments of methods."""
         self._given = given
@@ -136,13 +144,12 @@ class Mailbox:
         self._events.append((kind, fields))
 
     def _heartbeat(self, rank: int, fields: dict[str, Any]) -> Orders:
-        worker = fields["actor"]
-        if self._roster and not self._roster.is_member(worker):
-            return self._orders
+        worker, roster = fields["actor"], self._roster
+        if roster and not roster.is_member(worker):
+            return self._orders | {"is_lost": True}
         self._heartbeats[worker] = fields | {"rank": rank, "heard": time.monotonic()}
-        if not self._roster:
+        if not roster:
             return self._orders
-        roster = self._roster
         return self._orders | {
             "epoch": roster.epoch,
             "is_between": roster.has_ended,
@@ -177,8 +184,20 @@ class Mailbox:
     def _fail(self, kind: str, message: str) -> None:
         self._failure = self._failure or (kind, message)  # the first one causes the others
 
-    def _control(self, controller: list[Any]) -> None:
-        (self._controller,) = controller
+    def _control(self, number: int, controller: list[Any]) -> None:
+        (self._controllers[number],) = controller
+
+    def _examined(self, hosts: list[HostInfo]) -> list[HostInfo]:
+        """Take note of hosts that fit together, and return all of them."""
+        self._hosts += hosts
+        return self._hosts
+
+    def _has_members(self) -> bool:
+        """Whether there are workers that others can join."""
+        return bool(self._roster and self._roster.present)
+
+    def _is_over(self) -> bool:
+        return self._outcome is not None
 
 
 class Bridge:
@@ -190,7 +209,7 @@ class Bridge:
     def __init__(self, actor: Any = None, launch: int = 0) -> None:
         self.launch = launch
         self._orders = _NO_ORDERS
-        self.controller: Any = None
+        self.controllers: dict[int, Any] = {}
         self.actor: Any = (
             actor
             or ray.remote(num_cpus=0)(cast(Any, Mailbox))
@@ -234,13 +253,17 @@ class Bridge:
             )
         except ray.exceptions.RayError as error:
             raise WorkerLostError(f"the driver's mailbox died ({type(error).__name__})") from error
-        # It is reported once, and not to a mailbox that was restarted.
-        self.controller = update.controller or self.controller
-        return update._replace(controller=self.controller)
+        # Each is reported once, and not to a mailbox that was restarted.
+        self.controllers |= update.controllers
+        return update._replace(controllers=self.controllers)
 
     def lose(self, workers: Sequence[str], cause: str) -> None:
         """See :meth:`Mailbox.lose`."""
         ray.get(self.actor.lose.remote(self.launch, list(workers), cause), timeout=_ANSWER_S)
+
+    def leave(self, workers: Sequence[str]) -> None:
+        """See :meth:`Mailbox.leave`."""
+        ray.get(self.actor.leave.remote(self.launch, list(workers)), timeout=_ANSWER_S)
 
     def give(self, given: dict[str, Any]) -> None:
         """Store what workers need to start. It is neither logged nor written."""

@@ -96,7 +96,7 @@ def membership_of(
         _end,
         _free_address,
         abort=(lambda: None) if is_joining else abort_first,
-        wait_s=config.cluster.wait_for_workers_s,
+        wait_s=float("inf"),  # the driver sets a limit
     )
 
 

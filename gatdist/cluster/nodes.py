@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,6 +17,9 @@ from ray._private import state  # no public API covers single hosts without the 
 
 from gatdist.cluster.policies import room_for
 
+# For how long a host may take to accept a connection, and how many are asked at a time.
+_ANSWER_S = 1.0
+_MOST_ASKED = 64
 _SET_BY_KUBERAY = "RAY_enable_autoscaler_v2"
 
 
@@ -26,6 +31,7 @@ class Nodes:
     draining: Mapping[str, float]  # seconds until it is taken away; infinity if unknown
     free: Mapping[str, Mapping[str, float]]  # unused resources of each host that does not drain
     total: Mapping[str, Mapping[str, float]]  # its resources, used or not
+    addresses: Mapping[str, tuple[str, int]]  # of Ray on each host
 
     @classmethod
     def now(cls) -> Nodes:
@@ -40,7 +46,11 @@ class Nodes:
         staying = [node for node in nodes if node not in draining]
         free = {node: available.get(node, {}) for node in staying}
         total = {node: nodes[node]["Resources"] for node in staying}
-        return cls(frozenset(nodes), draining, free, total)
+        addresses = {
+            identity: (node["NodeManagerAddress"], node["NodeManagerPort"])
+            for identity, node in nodes.items()
+        }
+        return cls(frozenset(nodes), draining, free, total, addresses)
 
     def room(self, needs: Mapping[str, float]) -> int:
         """Return how many workers fit now."""
@@ -62,6 +72,27 @@ class Nodes:
 def dead_actors(actors: Collection[str]) -> set[str]:
     """Return those of ``actors`` that Ray reports as dead."""
     return {actor for actor in actors if state.actors(actor).get("State") == "DEAD"}
+
+
+def silent_hosts(addresses: Mapping[str, tuple[str, int]]) -> set[str]:
+    """Return those of the nodes that do not answer at their addresses.
+
+    Ray itself takes several seconds to find out.
+    """
+
+    def is_silent(node: str) -> bool:
+        try:
+            socket.create_connection(addresses[node], timeout=_ANSWER_S).close()
+        except OSError:
+            return True
+        return False
+
+    if not addresses:
+        return set()
+    with ThreadPoolExecutor(_MOST_ASKED) as pool:
+        return {
+            n for n, silent in zip(addresses, pool.map(is_silent, addresses), strict=True) if silent
+        }
 
 
 class Demand:

@@ -89,6 +89,15 @@ def size_to_launch(
     return now if now == largest(sizes, capacity) or waited_s >= patience_s else None
 
 
+def num_to_start(sizes: Sequence[int], present: int, room: int, spares: int) -> int:
+    """Return how many more workers to start beside those present, where ``room`` more fit.
+
+    They are for the largest of ``sizes`` that is possible, and spares.
+    """
+    most = largest(sizes, present + room) or 0
+    return max(0, min(room, most + spares - present))
+
+
 def is_worth_resizing(now: float, later: float, left_s: float, cost_s: float) -> bool:
     """Whether going from speedup ``now`` to ``later`` saves at least twice the cost of a restart.
 

@@ -66,6 +66,8 @@ class Roster:
     def arrive(self, worker: str, meets_at: Address, host: str, now_s: float) -> None:
         """Let a worker wait for the next epoch."""
         self._seats.pop(worker, None)
+        if worker in self.lost:
+            return
         self._waiting[worker] = Arrival(meets_at, host, now_s)
         self.look(now_s)
 
@@ -77,7 +79,7 @@ class Roster:
         self.look(now_s)
 
     def leave(self, worker: str, cause: str = "") -> None:
-        """Ask a worker to leave at the end of a step, and say why."""
+        """Let a worker leave at the end of a step, as soon as the others suffice, and say why."""
         self._blame(worker, cause)
         self._leaving.add(worker)
 
@@ -91,7 +93,7 @@ class Roster:
 
     def is_member(self, worker: str) -> bool:
         """Return whether a worker takes part, or may yet do so."""
-        return not self._is_over and worker not in self.lost and worker not in self._leaving
+        return not self._is_over and worker not in self.lost
 
     @property
     def present(self) -> list[str]:
@@ -106,21 +108,26 @@ class Roster:
     @property
     def is_due(self) -> bool:
         """Whether the workers are to change at the end of a step."""
-        if self._leaving & {*self.members}:
-            return True
-        joins = len(self._joining)
-        return bool(joins) and self._size(len(self.members) + joins) > len(self.members)
+        staying = len(self._staying)
+        size = self._size(staying + len(self._joining))
+        return size > len(self.members) or (staying < len(self.members) and size > 0)
+
+    @property
+    def _staying(self) -> list[str]:
+        """Workers of the present epoch that are neither lost nor to leave."""
+        return [worker for worker in self.present if worker not in self._leaving]
 
     @property
     def _joining(self) -> list[str]:
-        """Workers that wait to join, without those that were lost or have left."""
-        return [w for w in self._waiting if w not in self.members and self.is_member(w)]
+        """Workers that wait to join, without those that are to leave."""
+        out = {*self.members} | self.lost | self._leaving
+        return [worker for worker in self._waiting if worker not in out]
 
     def look(self, now_s: float) -> None:
         """Begin the next epoch if its workers are complete."""
         if not self.has_ended:
             return
-        stay = [w for w in self.members if self.is_member(w)]
+        stay = self.present
         late = [w for w in stay if w not in self._waiting]
         if late:
             arrived = [self._waiting[w].since_s for w in stay if w in self._waiting]
@@ -134,6 +141,8 @@ class Roster:
         if not stay:
             return
         new = self._joining
+        if self._size(len(self._staying) + len(new)):
+            stay = self._staying
         size = self._size(len(stay) + len(new))
         if not size:
             return
@@ -145,6 +154,7 @@ class Roster:
     def _begin(self, members: list[str]) -> None:
         self.epoch += 1
         new = [rank for rank, worker in enumerate(members) if worker not in self.members]
+        self.lost |= self._leaving - {*members}
         self.members = members
         arrivals = [self._waiting.pop(worker) for worker in members]
         hosts = {rank: arrival.host for rank, arrival in enumerate(arrivals)}

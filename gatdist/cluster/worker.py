@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from gatdist.cluster.rendezvous import DAY_S, set_collective_timeout
 from gatdist.cluster.runtime_env import prefer_folders
 from gatdist.common.errors import (
     GatdistError,
+    RetryableError,
     TrainingError,
     WorkerLostError,
     lost_worker,
@@ -39,7 +41,9 @@ from gatdist.training.progress import Progress
 _HEARTBEAT_S = 0.5
 # A later answer is ignored: the next heartbeat brings the orders again.
 _ANSWER_S = 5.0
-JOINS = "GATDIST_JOINS"  # environment variable of a worker that joins a run
+# Environment variable of a worker that joins a run, yes or no: it may not, since it does not fit.
+JOINS = "GATDIST_JOINS"
+_LOOK_S = 1.0
 
 
 def work(given: dict[str, Any]) -> None:
@@ -77,16 +81,19 @@ def _work(given: dict[str, Any]) -> None:
     config = parse_config(json.loads(given["config"]))
     device = ray.train.torch.get_device()
     torch.set_num_threads(config.cluster.cpus_per_worker)
-    is_joining = os.environ.get(JOINS) == "1"
+    joins = os.environ.get(JOINS)
+    if joins == "no":
+        _await_end(bridge)
+        return
     comm: Communicator | None = None
-    if not is_joining:
+    if not joins:
         comm = TorchCommunicator(device)
         set_collective_timeout(DAY_S)
     membership: RosterMembership | None = None
     channel = RosterChannel(bridge, this_worker())
     if config.cluster.after_loss == "continue":
         bridge.report("actor", this_worker(), [ray.get_runtime_context().current_actor])
-        membership = membership_of(config, device, channel, is_joining=is_joining)
+        membership = membership_of(config, device, channel, is_joining=bool(joins))
         comm = Members(comm, membership, device)
     assert comm is not None
     name, progress = f"worker {comm.rank} on {socket.gethostname()}", Progress()
@@ -103,24 +110,48 @@ def _work(given: dict[str, Any]) -> None:
             )
     except RunIsOver:
         return
-    except LeftBehindError:
-        raise  # of no concern to the others
-    except GatdistError as error:
-        message = f"{error} ({name})" if comm.world_size > 1 else str(error)
-        bridge.report("fail", type(error).__name__, message)
-        raise
     except Exception as error:
-        lost = lost_worker(error, name) if isinstance(error, RuntimeError) else None
-        if lost and not membership:
-            bridge.report("fail", WorkerLostError.__name__, str(lost))
-        if membership and not lost:  # its replacement would fail again
-            bridge.report("fail", TrainingError.__name__, f"{name} failed: {summary(error)}")
-        raise
-    finally:
         if membership:
             membership.abort()
+        if isinstance(comm, Members) and comm.is_joining and not _may_pass(error):
+            about = error if isinstance(error, GatdistError) else summary(error)
+            rule = "can't join the run, which continues without it"
+            message = f"a worker on {socket.gethostname()} {rule}: {about}"
+            bridge.emit("warning", {"message": message})
+            _await_end(bridge)
+            return
+        if not isinstance(error, LeftBehindError):  # which is of no concern to the others
+            _report(error, name, bridge, comm)
+        raise
+    if membership:
+        membership.abort()
     if comm.is_main:
         bridge.report("finish", outcome)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another attempt of a worker to join may succeed."""
+    is_lost = isinstance(error, RuntimeError) and lost_worker(error, "") is not None
+    return is_lost or isinstance(error, RetryableError)
+
+
+def _await_end(bridge: Bridge) -> None:
+    """Wait until the run is over: a worker that returned an error would be started again."""
+    while not bridge.report("is_over"):
+        time.sleep(_LOOK_S)
+
+
+def _report(error: Exception, name: str, bridge: Bridge, comm: Communicator) -> None:
+    """Report an error that ends the launch."""
+    continues = isinstance(comm, Members)
+    lost = lost_worker(error, name) if isinstance(error, RuntimeError) else None
+    if isinstance(error, GatdistError):
+        message = f"{error} ({name})" if comm.world_size > 1 else str(error)
+        bridge.report("fail", type(error).__name__, message)
+    elif lost and not continues:
+        bridge.report("fail", WorkerLostError.__name__, str(lost))
+    elif continues and not lost:  # its replacement would fail again
+        bridge.report("fail", TrainingError.__name__, f"{name} failed: {summary(error)}")
 
 
 @contextmanager
@@ -148,6 +179,8 @@ def _heartbeat(
                 orders = bridge.report("heartbeat", comm.rank, report, timeout_s=_ANSWER_S)
                 if orders and orders["stop"]:
                     stop.set()
+                if membership and orders and orders.get("is_lost"):
+                    membership.abort()  # the others continue without this worker
                 if membership and orders and "epoch" in orders:
                     channel.due = orders["is_due"]
                     if orders["is_between"] and orders["epoch"] == membership.epoch:

@@ -52,6 +52,8 @@ class Config(Section):
             )
         if workers.min_workers > workers.max_workers:
             self._refuse("cluster.workers", "must be [min, max]")
+        if workers.spares and workers.after_loss == "restart":
+            self._refuse("cluster.spares", "needs cluster.after_loss = 'continue'")
         if self.run.convergence is not None:
             self._check_measured("run.convergence.metric")
         if self.run.keep_best_checkpoints:

@@ -486,10 +486,13 @@ class ClusterConfig(Section):
     of all workers."""
     max_failures: NonNegativeInt = 8
     """Consecutive failures without a new checkpoint that a run tolerates. One more ends it."""
-    after_loss: Literal["restart", "continue"] = "restart"
-    """What follows the loss of a worker. ``restart``: all workers start again from the last
-    checkpoint. ``continue`` (experimental): the others continue from the last step, at once if
-    ``workers`` allows their number, else with a replacement."""
+    after_loss: Literal["restart", "continue"] = "continue"
+    """What follows the loss of a worker. ``continue``: the others repeat the step in progress, at
+    once if ``workers`` allows their number, else with a replacement. ``restart``: all workers start
+    again from the last checkpoint."""
+    spares: NonNegativeInt = 0
+    """Workers beyond ``workers`` that are started where there is room, and wait with everything
+    loaded to take the place of a lost one. Needs ``after_loss`` ``continue``."""
     wait_for_workers_s: NonNegativeFloat = 600.0
     """Seconds to wait for hosts to come back or, with an autoscaler, to be added."""
 

@@ -17,6 +17,7 @@ from torch.profiler import record_function
 from gatdist.common.background import Background
 from gatdist.common.errors import (
     ConfigError,
+    DataError,
     GatdistError,
     Interruption,
     PluginError,
@@ -682,6 +683,7 @@ class _Loop:
                     "changes": [*self.changes],
                 }
             ),
+            self._require_same_data,
         )
         transition = self.epochs.transition
         reason = transition.cause(reason)
@@ -724,6 +726,14 @@ class _Loop:
         self.changes.append(self.comm.broadcast_object(asdict(change)))
         if self.comm.is_main:
             self.recorder.changed(change)
+
+    def _require_same_data(self, state: dict[str, Any]) -> None:
+        mine, others = state_of(self.orders), state["order"]
+        for key in sorted(others):
+            if mine.get(key) != others[key]:
+                rule = f"differs from that of the other workers ({others[key]!r})"
+                hint = "Give all hosts the same data"
+                raise DataError(f"data.url: {key}", rule, value=mine.get(key), hint=hint)
 
     def _write_checkpoint_anew(self) -> None:
         """Write a checkpoint, since the last one may be incomplete.

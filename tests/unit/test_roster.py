@@ -85,6 +85,27 @@ def test_a_worker_leaves_at_the_end_of_a_step():
     assert not roster.is_due
 
 
+def test_of_a_fixed_size_a_worker_leaves_once_another_one_has_come():
+    roster = Roster([2], ["a", "b"])
+    roster.leave("a")
+    assert not roster.is_due
+    arrive(roster, "c")
+    assert roster.is_due
+    arrive(roster, "a", "b")
+    assert roster.members == ["b", "c"]
+    assert not roster.is_member("a")
+
+
+def test_a_worker_that_is_to_leave_stays_as_long_as_the_others_are_too_few():
+    roster = Roster([2], ["a", "b"])
+    roster.leave("a")
+    roster.lose("b", 0.0)
+    arrive(roster, "a", "c")
+    assert sorted(roster.members) == ["a", "c"]
+    arrive(roster, "d")
+    assert roster.is_due
+
+
 def test_a_lost_worker_that_comes_back_changes_nothing():
     roster = Roster([1, 2, 3], ["a", "b", "c"])
     roster.lose("b", 0.0)

@@ -1,4 +1,4 @@
-"""One launch of the workers through Ray Train, from its start to its end."""
+"""Starts workers through Ray Train, which replaces lost ones if the others continue."""
 
 from __future__ import annotations
 
@@ -51,12 +51,13 @@ os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 _GRACE_S = 30.0
 
 
-class Attempt(threading.Thread):
-    """Ray Train in a thread of the driver; ``error`` is what it raised.
+class RayTrain(threading.Thread):
+    """A run of Ray Train in a thread of the driver; ``error`` is what it raised.
 
     Args:
         config: Of the run.
-        num_workers: Number of workers.
+        number: Of this one within its launch, from 0. The workers of later ones join the first.
+        num_workers: Number of workers; also an attribute.
         sizes: Numbers of workers that may continue after a loss; none if it ends the launch.
         needs: Resources of each worker.
         bridge: Of this launch. Its mailbox holds what workers need, since Ray may log the rest.
@@ -69,6 +70,7 @@ class Attempt(threading.Thread):
         self,
         config: Config,
         *,
+        number: int,
         num_workers: int,
         sizes: tuple[int, ...],
         needs: dict[str, float],
@@ -77,7 +79,8 @@ class Attempt(threading.Thread):
         reason: str,
         first: bool,
     ) -> None:
-        super().__init__(name="ray-train", daemon=True)
+        super().__init__(name=f"ray-train-{number}", daemon=True)
+        self.num_workers = num_workers
         self.error: BaseException | None = None
         cluster = config.cluster
         automatic = "nccl" if "GPU" in needs else "gloo"
@@ -91,6 +94,7 @@ class Attempt(threading.Thread):
                 first=first,
                 exact=config.run.reduction == "canonical",
                 sizes=sizes,
+                joins=number > 0,
             ),
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
@@ -100,11 +104,11 @@ class Attempt(threading.Thread):
                 label_selector=dict(cluster.labels) or None,
             ),
             run_config=RunConfig(
-                name="gatdist",
+                name=f"gatdist-{number}",
                 storage_path=records,
                 # -1: lost workers are replaced, without limit; the driver sets one.
                 failure_config=FailureConfig(max_failures=-1 if sizes else 0),
-                callbacks=[_ReportController(bridge)],  # type: ignore[list-item]
+                callbacks=[_ReportController(bridge, number)],  # type: ignore[list-item]
             ),
         )
 
@@ -118,20 +122,18 @@ class Attempt(threading.Thread):
         """End all workers at once, also those that do not answer.
 
         Args:
-            controller: Of the launch, from :class:`~gatdist.cluster.bridge.DriverUpdate`. All that
-                it has started ends with it. None if it has not started: it ends with the driver.
+            controller: From :class:`~gatdist.cluster.bridge.DriverUpdate`. All that it has started
+                ends with it.
             waits: Whether to wait for Ray Train's end. What is left ends with the driver.
         """
-        if controller is None:
-            return
         with suppress(ray.exceptions.RayError):
             ray.kill(controller)
         if waits:
             self.join()
-            self.release()
 
-    def release(self) -> None:
-        """Release the resources that a killed controller had reserved."""
+    @staticmethod
+    def release() -> None:
+        """Release the resources that killed controllers of this driver had reserved."""
         job = ray.get_runtime_context().get_job_id()
         for name, group in ray.util.placement_group_table().items():
             if name.endswith(job) and group["state"] != "REMOVED":
@@ -149,11 +151,11 @@ class _Trainer(TorchTrainer):
 class _ReportController(ControllerCallback):
     """Sends the driver a handle of the controller, by which it can be ended."""
 
-    def __init__(self, bridge: Bridge) -> None:
-        self._bridge = bridge
+    def __init__(self, bridge: Bridge, number: int) -> None:
+        self._bridge, self._number = bridge, number
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        self._bridge.report("control", [ray.get_runtime_context().current_actor])
+        self._bridge.report("control", self._number, [ray.get_runtime_context().current_actor])
 
 
 @dataclass
@@ -163,9 +165,9 @@ class _TorchConfig(TorchConfig):
     bridge: Bridge | None = None
     first: bool = True
     exact: bool = False  # whether results must be bit-identical
-    sizes: tuple[
-        int, ...
-    ] = ()  # numbers of workers that may continue; none: a loss ends the launch
+    # Numbers of workers that may continue; none: a loss ends the launch.
+    sizes: tuple[int, ...] = ()
+    joins: bool = False  # whether these workers join others
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -175,21 +177,19 @@ class _TorchConfig(TorchConfig):
 class _Preflight(_TorchBackend):
     """Ray Train's torch backend, which forms the process group after the preflight checks."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._found: list[HostInfo] = []
-
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         config: _TorchConfig = backend_config
         bridge = config.bridge
         assert bridge is not None
         try:
-            self._look(worker_group, config)
+            new = _look_at(worker_group, config)
+            _require_fit([], new, config)
         except ClusterError as error:
             bridge.report("fail", ClusterError.__name__, str(error))
             raise
+        bridge.report("examined", new)
         try:
-            failure = _form_group(worker_group, config, self._found)
+            failure = _form_group(worker_group, config, new)
         except Exception as died:
             failure = f"the workers did not connect ({summary(died)})"
         if failure:
@@ -197,17 +197,6 @@ class _Preflight(_TorchBackend):
             kind = ClusterError if config.first else WorkerLostError
             bridge.report("fail", kind.__name__, failure)
             raise rebuilt(kind.__name__, failure)
-
-    def _look(self, worker_group: Any, config: _TorchConfig) -> None:
-        """Examine new workers, which must fit together with those examined before."""
-        bridge = config.bridge
-        assert bridge is not None
-        new = worker_group.execute(_look_around, bridge, config.backend == "nccl", config.exact)
-        now_s = time.time()
-        before = [one._replace(clock_s=now_s) for one in self._found]
-        for message in require_compatible([*before, *new], now_s, exact=config.exact):
-            bridge.emit("warning", {"message": message})
-        self._found = [*self._found, *new]
 
 
 class _Replacing(_Preflight):
@@ -223,21 +212,54 @@ class _Replacing(_Preflight):
         config: _TorchConfig = backend_config
         bridge = config.bridge
         assert bridge is not None
-        if isinstance(worker_group, ReplicaGroup):
-            self._look(worker_group, config)
-            worker_group.execute(_let_join)
-            return
-        if self._has_started:
+        if config.joins or isinstance(worker_group, ReplicaGroup):
+            _let_join(worker_group, config)
+        elif not self._has_started:
+            super().on_start(worker_group, backend_config)
+            self._has_started = True
+            bridge.report("enroll", list(config.sizes), worker_group.execute(epochs.this_worker))
+        elif bridge.report("has_members"):
+            _let_join(worker_group, config)
+        else:
             bridge.report("fail", WorkerLostError.__name__, "all workers died")
             raise WorkerLostError("all workers died")
-        super().on_start(worker_group, backend_config)
-        self._has_started = True
-        bridge.report("enroll", list(config.sizes), worker_group.execute(epochs.this_worker))
 
 
-def _let_join() -> None:
-    """In a worker: note that it joins a run."""
-    os.environ[JOINS] = "1"
+def _let_join(worker_group: Any, config: _TorchConfig) -> None:
+    """Let workers join a run, if their hosts fit together with the others."""
+    bridge = config.bridge
+    assert bridge is not None
+    found = bridge.report("examined", [])
+    for rank, host in enumerate(_look_at(worker_group, config)):
+        try:
+            _require_fit(found, [host], config)
+        except ClusterError as error:
+            bridge.emit("warning", {"message": f"{error}. The run continues without it"})
+            worker_group.execute_single(rank, _set_variable, JOINS, "no")
+        else:
+            found = bridge.report("examined", [host])
+            worker_group.execute_single(rank, _set_variable, JOINS, "yes")
+
+
+def _set_variable(name: str, value: str) -> None:
+    """In a worker: set an environment variable."""
+    os.environ[name] = value
+
+
+def _look_at(worker_group: Any, config: _TorchConfig) -> list[HostInfo]:
+    found: list[HostInfo] = worker_group.execute(
+        _look_around, config.bridge, config.backend == "nccl", config.exact
+    )
+    return found
+
+
+def _require_fit(before: Sequence[HostInfo], new: Sequence[HostInfo], config: _TorchConfig) -> None:
+    """Raise ClusterError unless new workers fit together with those examined before; warn."""
+    assert config.bridge is not None
+    now_s = time.time()
+    before = [one._replace(clock_s=now_s) for one in before]
+    for message in require_compatible([*before, *new], now_s, exact=config.exact):
+        config.bridge.emit("warning", {"message": message})
 
 
 def _form_group(worker_group: Any, config: _TorchConfig, found: Sequence[HostInfo]) -> str:

@@ -1,0 +1,392 @@
+"""One launch of the workers: the driver starts them, watches them, and lets them change or end."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from gatdist.cluster import connection  # noqa: F401  sets up Ray's import
+
+# isort: split
+import ray
+from ray.train.v2._internal.exceptions import RayTrainError
+
+from gatdist.cluster import policies, runtime_env
+from gatdist.cluster.bridge import Bridge, DriverUpdate
+from gatdist.cluster.driver import Driver
+from gatdist.cluster.nodes import Nodes, dead_actors, silent_hosts
+from gatdist.cluster.preflight import marker
+from gatdist.cluster.ray_train import RayTrain
+from gatdist.common.errors import (
+    GatdistError,
+    TrainingError,
+    WorkerLostError,
+    rebuilt,
+    summary,
+)
+from gatdist.storage import Store
+
+LOOK_S = 0.2
+_LOOK_AT_NODES_S = 1.0
+# How long room must last before more workers are started: at the cost of a restart, or without.
+_GROWTH_PATIENCE_S, _JOIN_PATIENCE_S = 10.0, 3.0
+# For how long workers that join hold up the others, generously.
+_JOIN_S = 2.0
+# After this, a worker's host is asked whether it is still there.
+_SILENT_S = 1.5
+_STACKS_WAIT_S = 3.0
+# Training workers stop by themselves within this.
+_PATIENCE_S = 1.5
+# Ray Train ends within this, once the workers have.
+_END_S = 10.0
+
+
+class Launch:
+    """One launch of ``size`` workers. If it continues without lost workers, more may join it.
+
+    Attributes:
+        stop_reason: why the driver has asked the workers to stop; "" if it has not.
+    """
+
+    def __init__(self, driver: Driver, size: int) -> None:
+        self._driver, self._size, self._cluster = driver, size, driver.config.cluster
+        self.stop_reason = ""
+        self._trains: list[RayTrain] = []
+        self._records = ""
+        self._began = self._looked = time.monotonic()
+        self._has_started = False  # all workers have sent heartbeats
+        self._growth = policies.Growth(_JOIN_PATIENCE_S if driver.continues else _GROWTH_PATIENCE_S)
+        self._stragglers = _Stragglers(driver)
+        self._leaving: set[str] = set()
+        self._between_since: float | None = None
+        self._over_since: float | None = None
+        self._saved_since: float | None = None
+
+    def train(self, reason: str) -> dict[str, Any]:
+        """Start the workers, watch them to their end, and return the training loop's outcome.
+
+        Args:
+            reason: why there is this launch, for ``attempts.jsonl``.
+
+        Raises:
+            GatdistError: the launch has failed.
+        """
+        driver = self._driver
+        driver.bridge = driver.bridge.begin(driver.launches)
+        driver.metrics.launch()
+        driver.left_s = 0.0
+        folder = tempfile.TemporaryDirectory(prefix="gatdist-ray-", ignore_cleanup_errors=True)
+        with folder as self._records, ExitStack() as start:
+            options = driver.config.run.storage_options
+            left = start.enter_context(marker(driver.run_dir, options))
+            driver.bridge.give(runtime_env.at_start(driver.config, driver.run_dir, left))
+            self._start(self._size, reason)
+            while any(train.is_alive() for train in self._trains):
+                time.sleep(LOOK_S)
+                update = self._take()
+                if self._has_started and not driver.continues:
+                    start.close()  # deletes the marker; workers that join look for it
+                error = self._check(update)
+                if not error and not self._can_end(update) and not self._hangs(update):
+                    continue
+                # Users who have asked for the end do not wait for Ray Train's.
+                self._abort(update.controllers, waits=error is not None or not driver.interrupted)
+                if update.outcome is None:
+                    if error:
+                        raise error
+                    return self._interrupted(update)
+            update = driver.bridge.take()
+        driver.show_all(update.events)
+        # A host with a preemption notice leaves as soon as it is idle, which is no failure now.
+        if update.outcome is not None:
+            return update.outcome
+        if update.failure is not None:
+            raise _reported(update)
+        RayTrain.release()  # a controller that died has released nothing
+        raise _explained(self._trains[0].error, update.heartbeats, driver.log)
+
+    def _start(self, num_workers: int, reason: str) -> None:
+        """Start workers. All but the first ones join these."""
+        driver = self._driver
+        train = RayTrain(
+            driver.config,
+            number=len(self._trains),
+            num_workers=num_workers,
+            sizes=tuple(driver.sizes) if driver.continues else (),
+            needs=driver.needs,
+            bridge=driver.bridge,
+            records=self._records,
+            reason=reason,
+            first=driver.launches == 1,
+        )
+        self._trains.append(train)
+        train.start()
+
+    def _abort(self, controllers: dict[int, Any], *, waits: bool = True) -> None:
+        """End all workers at once, also those that do not answer.
+
+        What has not started, and what is left if this does not wait, ends with the driver.
+        """
+        for number, controller in controllers.items():
+            self._trains[number].abort(controller, waits=waits)
+        if controllers and waits:
+            RayTrain.release()
+
+    def _take(self) -> DriverUpdate:
+        """Send orders to the workers, and show what they report."""
+        driver = self._driver
+        if driver.interrupted:  # a signal handler must not call Ray
+            driver.bridge.order("stop")
+        try:
+            update = driver.bridge.take()
+        except WorkerLostError:
+            self._abort(driver.bridge.controllers)
+            driver.bridge = Bridge()
+            raise
+        driver.metrics.look(update.heartbeats)
+        driver.show_all(update.events)
+        return update
+
+    def _can_end(self, update: DriverUpdate) -> bool:
+        """Whether workers that were asked to stop may be killed, since nothing is to be saved.
+
+        So it is while they start, and while they evaluate after a checkpoint. Others stop by
+        themselves.
+        """
+        starts = not update.heartbeats
+        saved = starts or update.outcome is not None or update.heartbeats[0].is_saved
+        if not (self._driver.interrupted or self.stop_reason) or not saved:
+            self._saved_since = None
+            return False
+        now = time.monotonic()
+        self._saved_since = self._saved_since or now
+        return now - self._saved_since > _PATIENCE_S
+
+    def _hangs(self, update: DriverUpdate) -> bool:
+        """Whether Ray Train is still busy, such as with a replacement, though the run is over."""
+        now = time.monotonic()
+        if update.outcome is None:
+            return False
+        self._over_since = self._over_since or now
+        return now - self._over_since > _END_S
+
+    def _interrupted(self, update: DriverUpdate) -> dict[str, Any]:
+        """Return the outcome of workers that were killed when nothing was to be saved."""
+        seen = update.heartbeats[0].samples_seen if update.heartbeats else self._driver.reached
+        outcome = {"status": "interrupted", "reason": "asked to stop", "samples_seen": seen}
+        return outcome | {"metrics": {}}
+
+    def _check(self, update: DriverUpdate) -> GatdistError | None:
+        """Return why the workers must be killed, or None; order them to stop where necessary."""
+        now = time.monotonic()
+        if update.failure is not None:
+            # The others would wait for the one that failed; Ray may not notice.
+            return _reported(update) if update.controllers else None
+        if not self._has_started and len(update.heartbeats) == self._size:
+            self._has_started = True
+            self._driver.start_s = now - self._began
+        if update.members and (error := self._check_members(update, now)):
+            return error
+        if not self._has_started:
+            error = self._check_start(update, now)
+        elif update.is_between:  # all wait for those of the next epoch, for a limited time
+            error = None
+        else:
+            error = self._check_stragglers(update, now)
+        if error is None and now - self._looked > _LOOK_AT_NODES_S:
+            self._looked = now
+            return self._check_nodes(update)
+        return error
+
+    def _check_start(self, update: DriverUpdate, now: float) -> GatdistError | None:
+        waited_s = now - self._began
+        limit_s = self._cluster.startup_timeout_s + self._cluster.wait_for_workers_s
+        if waited_s < limit_s or not update.controllers:
+            return None
+        return WorkerLostError(f"the {self._size} workers did not start within {waited_s:.0f} s")
+
+    def _check_stragglers(self, update: DriverUpdate, now: float) -> GatdistError | None:
+        late = self._stragglers.look(update, now)
+        if late is None:
+            return None
+        message = f"{late.message}, more than cluster.heartbeat_timeout_s"
+        return self._without({one.actor for one in late.workers}, update, message)
+
+    def _check_members(self, update: DriverUpdate, now: float) -> GatdistError | None:
+        """Take lost workers out of the run; return why it can't continue without them."""
+        silent = {one.node for one in update.heartbeats if one.silent_s > _SILENT_S}
+        if len(silent) == len({one.node for one in update.heartbeats}):
+            silent = set()  # the driver's own network may be down
+        if not update.is_between:
+            self._between_since = None
+            if not silent and now - self._looked <= _LOOK_AT_NODES_S:
+                return None
+        nodes = Nodes.now()
+        gone = {*nodes.lost({one.node for one in update.heartbeats})}
+        gone |= silent_hosts({node: nodes.addresses[node] for node in silent - gone})
+        dead = dead_actors(update.members)
+        dead |= {one.actor for one in update.heartbeats if one.node in gone}
+        if dead:
+            names = [str(one) for one in update.heartbeats if one.actor in dead]
+            message = f"{' and '.join(names) or 'a worker'} died"
+            if error := self._without(dead, update, message):
+                return error
+        if update.is_between:
+            self._between_since = self._between_since or now
+            if now - self._between_since > self._cluster.wait_for_workers_s:
+                return WorkerLostError("no replacement for a lost worker")
+        return None
+
+    def _without(self, lost: set[str], update: DriverUpdate, why: str) -> GatdistError | None:
+        """Let the others continue without lost workers; return the error if they can't."""
+        driver, error = self._driver, WorkerLostError(why)
+        if not set(update.members) - lost:
+            return error
+        driver.disturbances += 1
+        driver.bridge.lose(sorted(lost))
+        if not driver.recovery.decide(error, driver.reached).retries:
+            return error
+        driver.warn(f"{why}. The others continue")
+        return None
+
+    def _check_nodes(self, update: DriverUpdate) -> GatdistError | None:
+        """Handle hosts that have died, will be taken away, or have joined."""
+        driver, nodes = self._driver, Nodes.now()
+        used = {heartbeat.node: heartbeat.host for heartbeat in update.heartbeats}
+        if not update.members and (lost := nodes.lost(used)):
+            hosts = ", ".join(sorted(used[node] for node in lost))
+            return WorkerLostError(f"lost {hosts}: Ray can't reach it any more")
+        if driver.interrupted or self.stop_reason or update.outcome is not None:
+            return None
+        leaving = {one.actor for one in update.heartbeats if one.node in nodes.draining}
+        if leaving - self._leaving:
+            self._leave(leaving, update, nodes)
+        elif self._has_started:
+            self._grow(nodes, leaving, len(update.heartbeats))
+        return None
+
+    def _leave(self, leaving: set[str], update: DriverUpdate, nodes: Nodes) -> None:
+        """Let workers leave before their hosts are taken away."""
+        used = {heartbeat.node: heartbeat.host for heartbeat in update.heartbeats}
+        left_s = nodes.leaving(used)
+        assert left_s is not None
+        hosts = ", ".join(sorted(used[node] for node in used if node in nodes.draining))
+        soon = f"in {left_s:.0f} s" if left_s < float("inf") else "soon"
+        why = f"{hosts} will be taken away {soon}"
+        self._driver.disturbances += 1
+        if not self._driver.continues or not set(update.members) - leaving:
+            self._ask_to_stop(why)
+            return
+        self._leaving |= leaving
+        self._driver.bridge.leave(sorted(leaving))
+        self._driver.note(f"{why}: the others continue")
+
+    def _grow(self, nodes: Nodes, leaving: set[str], num_working: int) -> None:
+        """Start more workers, or all of them anew, where there is room and that is worth it."""
+        driver, room = self._driver, nodes.room(self._driver.needs)
+        present = sum(train.num_workers for train in self._trains) - len(leaving)
+        spares = self._cluster.spares
+        more = policies.num_to_start(driver.sizes, present, room, spares)
+        now, later = min(num_working, present), policies.largest(driver.sizes, present + more)
+        disturbed_s = policies.undisturbed_s(time.monotonic() - driver.began_s, driver.disturbances)
+        gains = driver.config.speedup(now), driver.config.speedup(later or now)
+        if driver.continues:
+            cost_s, left_s = _JOIN_S, driver.left_s
+        else:
+            cost_s, left_s = driver.start_s, min(driver.left_s, disturbed_s)
+        if more and later == policies.largest(driver.sizes, present):  # spares
+            gains, left_s = (1.0, 2.0), float("inf")
+        if not self._growth.decide(*gains, left_s, cost_s, time.monotonic()):
+            return
+        if driver.continues:
+            driver.note(f"starting {more} more worker{'s' * (more > 1)}")
+            self._start(more, "")
+        else:
+            self._ask_to_stop(f"room for {later} workers instead of {self._size}")
+
+    def _ask_to_stop(self, reason: str) -> None:
+        self.stop_reason = reason
+        self._driver.note(f"{reason}: restarting after a checkpoint")
+        self._driver.bridge.order("stop")
+
+
+class _Stragglers:
+    """Reports workers that the others wait for, with the stacks of all workers."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver, self._cluster = driver, driver.config.cluster
+        self._since: float | None = None
+        self._is_reported = False
+        self._requested = 0
+
+    def look(self, update: DriverUpdate, now: float) -> policies.StragglerReport | None:
+        """Return those that are to be given up: they are late by ``heartbeat_timeout_s``."""
+        timeout_s, warn_s = self._cluster.heartbeat_timeout_s, self._cluster.straggler_warn_s
+        lengthy_s = max(0.0, self._cluster.startup_timeout_s - timeout_s)
+        late = policies.straggler_report(update.heartbeats, warn_s, lengthy_s)
+        if late is None:
+            self._since, self._is_reported = None, False
+            return None
+        if self._since is None:
+            self._since = now
+            self._requested += 1
+            self._driver.bridge.order("stacks", self._requested)
+            return None
+        answering = sum(heartbeat.silent_s < warn_s for heartbeat in update.heartbeats)
+        if len(update.stacks) < answering and now - self._since < _STACKS_WAIT_S:
+            return None
+        if not self._is_reported:
+            self._is_reported = True
+            self._driver.warn(f"{late.message}; stacks: {self._write_stacks(update, late)}")
+        return None if late.for_s < timeout_s else late
+
+    def _write_stacks(self, update: DriverUpdate, late: policies.StragglerReport) -> str:
+        store = Store(self._driver.run_dir, self._driver.config.run.storage_options)
+        name = f"logs/stacks-{self._driver.launches:03d}-{self._requested:02d}.txt"
+        workers = {heartbeat.rank: str(heartbeat) for heartbeat in update.heartbeats}
+        stacks = [f"== {workers[rank]}\n{text}" for rank, text in update.stacks.items()]
+        store.publish(name, "\n\n".join([late.message, *stacks]).encode())
+        return f"{store.url}/{name}"
+
+
+def _reported(update: DriverUpdate) -> GatdistError:
+    """Return a worker's error; if it only lost its connections, the death of the others."""
+    assert update.failure is not None
+    error = rebuilt(*update.failure)
+    if isinstance(error, WorkerLostError):
+        dead = dead_actors([heartbeat.actor for heartbeat in update.heartbeats])
+        names = [str(heartbeat) for heartbeat in update.heartbeats if heartbeat.actor in dead]
+        if names:
+            return WorkerLostError(f"{' and '.join(names)} died")
+    return error
+
+
+def _explained(
+    error: BaseException | None, heartbeats: Sequence[policies.Heartbeat], log: Path
+) -> GatdistError:
+    """Return the cause of Ray Train's error."""
+    failures = getattr(error, "worker_failures", None) or {}
+    names = {heartbeat.rank: str(heartbeat) for heartbeat in heartbeats}
+    for rank, cause in sorted(failures.items()):
+        if isinstance(cause, ray.exceptions.RayActorError | RayTrainError):
+            return WorkerLostError(f"{names.get(rank, f'worker {rank}')} died")
+        _log(f"worker {rank} failed:\n{cause}")
+        return TrainingError(f"worker {rank} failed: {summary(cause)}. See {log}")
+    if error is None:
+        return WorkerLostError("the workers ended without an outcome")
+    cause = getattr(error, "controller_failure", error)
+    _log(f"the workers failed:\n{cause}")
+    if names:
+        return WorkerLostError(f"Ray Train failed ({summary(cause)})")
+    return WorkerLostError(f"the workers did not start ({summary(cause)})")
+
+
+def _log(text: str) -> None:
+    """Write to Ray's log, which standard error is redirected to."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
