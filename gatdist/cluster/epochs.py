@@ -57,7 +57,10 @@ class RosterChannel:
             raise RunIsOver
         if not is_member:
             raise LeftBehindError("the run continues without this worker")
-        return None if seat is None else Seat(*seat)
+        if seat is None:
+            return None
+        self.due = False
+        return Seat(*seat)
 
     def is_due(self) -> bool:
         return self.due

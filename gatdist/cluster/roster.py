@@ -108,6 +108,8 @@ class Roster:
     @property
     def is_due(self) -> bool:
         """Whether the workers are to change at the end of a step."""
+        if self.has_ended:
+            return False
         staying = len(self._staying)
         size = self._size(staying + len(self._joining))
         return size > len(self.members) or (staying < len(self.members) and size > 0)

@@ -187,6 +187,8 @@ class Launch:
         if update.failure is not None:
             # The others would wait for the one that failed; Ray may not notice.
             return _reported(update) if update.controllers else None
+        if update.outcome is not None:
+            return None
         if not self._has_started and len(update.heartbeats) == self._size:
             self._has_started = True
             self._driver.start_s = now - self._began
@@ -261,7 +263,7 @@ class Launch:
         if not update.members and (lost := nodes.lost(used)):
             hosts = ", ".join(sorted(used[node] for node in lost))
             return WorkerLostError(f"lost {hosts}: Ray can't reach it any more")
-        if driver.interrupted or self.stop_reason or update.outcome is not None:
+        if driver.interrupted or self.stop_reason:
             return None
         leaving = {one.actor for one in update.heartbeats if one.node in nodes.draining}
         if leaving - self._leaving:
