@@ -34,6 +34,7 @@ class DriverUpdate(NamedTuple):
     outcome: dict[str, Any] | None  # what the training loop returned
     failure: tuple[str, str] | None  # class and message of a worker's first GatdistError
     controllers: dict[int, Any]  # handles of Ray Train's, by the number of its run, once it starts
+    waiting: int  # workers that are ready to join
     members: list[str]  # of the present epoch, without those lost; empty if there are no epochs
     is_between: bool  # whether that epoch has ended, and the next one has not begun
 
@@ -108,6 +109,7 @@ class Mailbox:
             self._outcome,
             self._failure,
             self._controllers,
+            self._roster.num_joining if self._roster else 0,
             members,
             self._roster is not None and self._roster.has_ended,
         )

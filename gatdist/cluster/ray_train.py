@@ -25,7 +25,7 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.worker_group import ReplicaGroup
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
@@ -35,6 +35,7 @@ from ray.util.placement_group import PlacementGroup
 from gatdist.cluster import epochs
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.network import choose_interface
+from gatdist.cluster.nodes import dead_actors
 from gatdist.cluster.preflight import HostInfo, host_info, require_compatible
 from gatdist.cluster.rendezvous import join
 from gatdist.cluster.worker import JOINS, work
@@ -108,7 +109,7 @@ class RayTrain(threading.Thread):
                 storage_path=records,
                 # -1: lost workers are replaced, without limit; the driver sets one.
                 failure_config=FailureConfig(max_failures=-1 if sizes else 0),
-                callbacks=[_ReportController(bridge, number)],  # type: ignore[list-item]
+                callbacks=[_Control(bridge, number)],  # type: ignore[list-item]
             ),
         )
 
@@ -148,14 +149,30 @@ class _Trainer(TorchTrainer):
         return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
 
 
-class _ReportController(ControllerCallback):
-    """Sends the driver a handle of the controller, by which it can be ended."""
+class _Control(ControllerCallback, WorkerGroupCallback):
+    """Sends the driver a handle of the controller, by which it can be ended.
+
+    If several workers are dead, it ends what Ray Train keeps of each before it replaces one: it
+    would send a message to the others, whose failure ends all workers.
+    """
 
     def __init__(self, bridge: Bridge, number: int) -> None:
         self._bridge, self._number = bridge, number
+        self._group: Any = None
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._bridge.report("control", self._number, [ray.get_runtime_context().current_actor])
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        self._group = worker_group
+
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        if self._group is None or not self._group.has_started():
+            return
+        replicas = self._group.get_replica_groups() or []
+        of_actor = {w.actor._actor_id.hex(): each for each in replicas for w in each.get_workers()}
+        for actor in dead_actors(of_actor):
+            of_actor[actor].shutdown()
 
 
 @dataclass

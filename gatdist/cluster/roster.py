@@ -115,6 +115,11 @@ class Roster:
         return size > len(self.members) or (staying < len(self.members) and size > 0)
 
     @property
+    def num_joining(self) -> int:
+        """Number of workers that wait to join."""
+        return len(self._joining)
+
+    @property
     def _staying(self) -> list[str]:
         """Workers of the present epoch that are neither lost nor to leave."""
         return [worker for worker in self.present if worker not in self._leaving]

@@ -63,6 +63,7 @@ class Launch:
         self._growth = policies.Growth(_JOIN_PATIENCE_S if driver.continues else _GROWTH_PATIENCE_S)
         self._stragglers = _Stragglers(driver)
         self._leaving: set[str] = set()
+        self._waiting = 0
         self._between_since: float | None = None
         self._over_since: float | None = None
         self._saved_since: float | None = None
@@ -150,6 +151,9 @@ class Launch:
             raise
         driver.metrics.look(update.heartbeats)
         driver.show_all(update.events)
+        if update.waiting > self._waiting and self._cluster.spares:
+            driver.note(f"{update.waiting} spare worker{'s' * (update.waiting > 1)} ready")
+        self._waiting = update.waiting
         return update
 
     def _can_end(self, update: DriverUpdate) -> bool:

@@ -1,0 +1,141 @@
+"""Under Ray, workers join a run where there is room: beyond its first size, and as spares."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from faulty_runs import HEAD
+from support import HANG_S, end_group, free_port, ray_head, start_gatdist, wait_until
+
+pytestmark = pytest.mark.cluster
+
+SETTINGS = [
+    "run.total_samples=1920",
+    "run.log_every_samples=160",
+    "run.checkpoint_every_samples=640",
+    "run.global_batch=16",
+    "run.reduction=canonical",
+    "run.virtual_workers=4",
+    'model.generator={name="residual", width=8}',
+    'model.discriminator={name="residual", width=8}',
+    'evaluate.metrics=["swd"]',
+    "evaluate.features=points",
+    "evaluate.num_samples=256",
+    "evaluate.every_samples=960",
+    'plugins=["faults"]',
+]
+# Each worker leaves its process id, and slows the run down until the test is done with it.
+PLUGIN = """
+def slowly(step):
+    (folder / f"pid-{here.rank}").write_text(str(os.getpid()))
+    if step > 10 and not (folder / "hurry").exists(): time.sleep(0.5)
+for step in range(120):
+    fail_at("data", lambda step=step: slowly(step), step=step, attempt=None)
+"""
+
+
+class Run:
+    """A run in ``folder``, on the Ray at ``address``."""
+
+    def __init__(self, folder: Path, address: str, *words: str) -> None:
+        self.folder = folder
+        (folder / "faults.py").write_text(HEAD + PLUGIN)
+        sets = [w for setting in SETTINGS for w in ("--set", setting)]
+        words = ("--json", "--run-dir", "run", "--address", address, *words, *sets)
+        self._file = folder / "stderr"
+        self.process = start_gatdist(
+            "train", "digits", *words, cwd=folder, stderr=self._file.open("w")
+        )
+
+    @property
+    def errors(self) -> str:
+        return self._file.read_text()
+
+    def wait_for(self, *patterns: str) -> None:
+        """Wait until standard error has these messages, in this order."""
+        pattern = "(?s)" + ".*".join(patterns)
+        wait_until(lambda: re.search(pattern, self.errors), pattern)
+
+    def kill(self, rank: int) -> None:
+        os.kill(int((self.folder / f"pid-{rank}").read_text()), signal.SIGKILL)
+
+    def finish(self) -> None:
+        (self.folder / "hurry").touch()
+        try:
+            self.process.communicate(timeout=HANG_S)
+        finally:
+            end_group(self.process)
+        assert self.process.returncode == 0, self.errors
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> Iterator[str]:
+    """Of a Ray with room for one worker, to which the tests add nodes."""
+    options = ("--num-cpus=1", "--object-store-memory=100000000")
+    env = {"RAY_AUTH_MODE": "disabled"}
+    with ray_head(tmp_path_factory.mktemp("ray"), *options, env=env, port=free_port()) as found:
+        yield found
+
+
+def add_node(address: str, cpus: int, folder: Path) -> None:
+    """Start one more node, which ends with the head."""
+    mark = f"gatdist-ray-{address.rpartition(':')[2]}"
+    command = [Path(sys.executable).parent / "ray", "start", f"--address={address}"]
+    options = ["--node-ip-address=127.0.0.1", f"--num-cpus={cpus}"]
+    with (folder / "start.log").open("wb") as output:
+        subprocess.run(
+            [*command, *options, "--object-store-memory=100000000"],
+            check=True,
+            timeout=120,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=os.environ | {"RAY_AUTH_MODE": "disabled", "MARK": mark},
+        )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, run_gatdist) -> str:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "faults.py").write_text(HEAD)
+    sets = [w for setting in SETTINGS for w in ("--set", setting)]
+    run_gatdist("train", "digits", "--local", "--run-dir", "run", *sets, cwd=folder)
+    return run_gatdist("inspect", folder / "run", "--digest").stdout.strip()
+
+
+def test_a_run_grows_and_shrinks_and_a_spare_takes_a_place(
+    address, undisturbed, tmp_path, run_gatdist
+):
+    """1 → 4 → 2 → 4 workers of 4; then 3 with a spare, of which one is lost."""
+    grows = tmp_path / "grows"
+    grows.mkdir()
+    run = Run(grows, address, "--workers", "1:4")
+    run.wait_for("160/1,920")
+    add_node(address, 3, tmp_path)
+    run.wait_for("continuing with 4 workers")
+    wait_until(lambda: (grows / "pid-3").exists(), "a step of four workers")
+    run.kill(1)
+    run.kill(3)
+    run.wait_for("continuing with 4 workers", "continuing with 2 workers", "with 4 workers")
+    run.finish()
+    assert run_gatdist("inspect", grows / "run", "--digest").stdout.strip() == undisturbed
+
+    spares = tmp_path / "spares"
+    spares.mkdir()
+    run = Run(spares, address, "--workers", "3", "--set", "cluster.spares=1")
+    run.wait_for("1 spare worker ready")
+    began = time.monotonic()
+    run.kill(1)
+    run.wait_for("continuing with 3 workers")
+    sys.stderr.write(f"a spare took the place after {time.monotonic() - began:.1f} s\n")
+    run.finish()
+    assert run_gatdist("inspect", spares / "run", "--digest").stdout.strip() == undisturbed
