@@ -24,11 +24,20 @@ CANONICAL = ["run.reduction=canonical", "run.virtual_workers=2"]
 HEAD = (
     IMPORT
     + """
-import os, pathlib, signal, time
+import itertools, os, pathlib, signal, time
 folder = pathlib.Path(__file__).parent
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 def freeze(): os.kill(os.getpid(), signal.SIGSTOP)
 def hang(): time.sleep(1000)
+numbers = itertools.count()
+def once(action):
+    """Return an action that only the first worker does that comes to it."""
+    name = f"once-{next(numbers)}"
+    def act():
+        try: (folder / name).touch(exist_ok=False)
+        except FileExistsError: return
+        action()
+    return act
 def note(name): (folder / name).write_text(f"{os.getpid()} {time.time()} {os.uname().nodename}")
 """
 )

@@ -84,11 +84,13 @@ class Mailbox:
         if self._roster:
             self._roster.look(now)
         members = self._roster.present if self._roster else []
-        present = [
-            fields
-            for worker, fields in self._heartbeats.items()
-            if not members or worker in members
-        ]
+        present = [*self._heartbeats.values()]
+        if self._roster and members:  # by their new ranks, which their last heartbeats may lack
+            present = [
+                self._heartbeats[worker] | {"rank": rank}
+                for rank, worker in enumerate(self._roster.members)
+                if worker in members and worker in self._heartbeats
+            ]
         heartbeats = [
             Heartbeat.parse(
                 fields
@@ -126,11 +128,11 @@ class Mailbox:
                 self._heartbeats.pop(worker, None)
                 self._roster.lose(worker, time.monotonic(), cause)
 
-    def leave(self, launch: int, workers: list[str]) -> None:
+    def leave(self, launch: int, workers: list[str], cause: str) -> None:
         """Let workers leave at the end of a step, as soon as the others suffice."""
         if self._roster and launch == self._launch:
             for worker in workers:
-                self._roster.leave(worker)
+                self._roster.leave(worker, cause)
 
     def give(self, given: dict[str, Any]) -> None:
         """Store what workers need to start, with secrets: Ray does not log arguments of methods."""
@@ -263,9 +265,9 @@ class Bridge:
         """See :meth:`Mailbox.lose`."""
         ray.get(self.actor.lose.remote(self.launch, list(workers), cause), timeout=_ANSWER_S)
 
-    def leave(self, workers: Sequence[str]) -> None:
+    def leave(self, workers: Sequence[str], cause: str) -> None:
         """See :meth:`Mailbox.leave`."""
-        ray.get(self.actor.leave.remote(self.launch, list(workers)), timeout=_ANSWER_S)
+        ray.get(self.actor.leave.remote(self.launch, list(workers), cause), timeout=_ANSWER_S)
 
     def give(self, given: dict[str, Any]) -> None:
         """Store what workers need to start. It is neither logged nor written."""

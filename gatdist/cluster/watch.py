@@ -254,7 +254,7 @@ class Launch:
         if not set(update.members) - lost:
             return error
         driver.disturbances += 1
-        driver.bridge.lose(sorted(lost))
+        driver.bridge.lose(sorted(lost), why)
         if not driver.recovery.decide(error, driver.reached).retries:
             return error
         driver.warn(f"{why}. The others continue")
@@ -289,24 +289,24 @@ class Launch:
             self._ask_to_stop(why)
             return
         self._leaving |= leaving
-        self._driver.bridge.leave(sorted(leaving))
+        self._driver.bridge.leave(sorted(leaving), why)
         self._driver.note(f"{why}: the others continue")
 
     def _grow(self, nodes: Nodes, leaving: set[str], num_working: int) -> None:
         """Start more workers, or all of them anew, where there is room and that is worth it."""
         driver, room = self._driver, nodes.room(self._driver.needs)
         present = sum(train.num_workers for train in self._trains) - len(leaving)
-        spares = self._cluster.spares
-        more = policies.num_to_start(driver.sizes, present, room, spares)
-        now, later = min(num_working, present), policies.largest(driver.sizes, present + more)
-        disturbed_s = policies.undisturbed_s(time.monotonic() - driver.began_s, driver.disturbances)
-        gains = driver.config.speedup(now), driver.config.speedup(later or now)
-        if driver.continues:
-            cost_s, left_s = _JOIN_S, driver.left_s
+        more = policies.num_to_start(driver.sizes, present, room, self._cluster.spares)
+        now, later = num_working, policies.largest(driver.sizes, present + more)
+        speedup, left_s = driver.config.speedup, driver.left_s
+        if not driver.continues:
+            ran_s = time.monotonic() - driver.began_s
+            left_s = min(left_s, policies.undisturbed_s(ran_s, driver.disturbances))
+        if later == policies.largest(driver.sizes, present):  # spares, if any
+            gains, left_s = (1.0, 2.0 if more else 1.0), float("inf")
         else:
-            cost_s, left_s = driver.start_s, min(driver.left_s, disturbed_s)
-        if more and later == policies.largest(driver.sizes, present):  # spares
-            gains, left_s = (1.0, 2.0), float("inf")
+            gains = speedup(now), speedup(later or now)
+        cost_s = _JOIN_S if driver.continues else driver.start_s
         if not self._growth.decide(*gains, left_s, cost_s, time.monotonic()):
             return
         if driver.continues:

@@ -62,11 +62,7 @@ class Members(Communicator):
     def change(self) -> str:
         """Continue to the next epoch; see :meth:`Membership.next`. Return its cause."""
         self._use(self._membership.next())
-<<<<<<< HEAD
-        self.is_joining = False
         return self._membership.cause
-=======
->>>>>>> e18bcea (cluster: let workers join a launch and leave it, and notice silent hosts)
 
     def is_due(self) -> bool:
         """Return whether a change is to be made at the end of a step, as far as is known here."""

@@ -201,22 +201,18 @@ class Epochs:
         self.writes = False
         self.end()
 
-<<<<<<< HEAD
     def end(self) -> None:
         """Take note that the present epoch has ended."""
         now, members = time.perf_counter(), self._members
         before = 0 if members.is_joining else members.world_size
         self.transition = Transition(before, began_s=now, lost_from_s=now)
 
-    def begin(self, settled: int, describe: Callable[[], dict[str, Any]]) -> Agreement:
-=======
     def begin(
         self,
         settled: int,
         describe: Callable[[], dict[str, Any]],
         require_same: Callable[[dict[str, Any]], None],
-    ) -> tuple[Agreement, dict[str, Any]]:
->>>>>>> e18bcea (cluster: let workers join a launch and leave it, and notice silent hosts)
+    ) -> Agreement:
         """Begin the next epoch, in which all workers hold the newest tensors.
 
         It may be called again if a further loss interrupts what follows.
@@ -239,29 +235,15 @@ class Epochs:
         if self.step_start.undo():
             change.undid, change.lost_from_s = True, self.step_start.began_s
         reached = (self._state.samples_seen, settled) if self.is_whole else NOTHING
-<<<<<<< HEAD
         mine = Standing(reached, self._place, self.writes, change.undid)
         agreement = agree(members, mine, describe)
         change.steps_undone, change.undid = change.steps_undone or agreement.steps_undone, False
-=======
-        agreement = agree(members, Standing(reached, self._place, self.writes), describe)
         if members.is_joining:
             require_same(agreement.state)
->>>>>>> e18bcea (cluster: let workers join a launch and leave it, and notice silent hosts)
         if len(agreement.sources) < members.world_size:
             self.is_whole = members.rank in agreement.sources
             self._progress.enter("heal")
             self._state.share(agreement.sources)
         require_equal_replicas(self._state.tensors(), members)
-<<<<<<< HEAD
-        self.is_whole = True
-        return agreement
-=======
         self.is_whole, members.is_joining = True, False
-        return agreement, {
-            "workers": members.world_size,
-            "before": before,
-            "steps_undone": int(undone),
-            "seconds": time.perf_counter() - began,
-        }
->>>>>>> e18bcea (cluster: let workers join a launch and leave it, and notice silent hosts)
+        return agreement

@@ -29,18 +29,9 @@ SETTINGS = [
     "evaluate.num_samples=256",
     "evaluate.every_samples=960",
     'plugins=["faults"]',
-    "cluster.after_loss=continue",
 ]
 PLUGIN = """
 def slowly(): time.sleep(0.15)
-def once(name, action):
-    def act():
-        try:
-            (folder / name).touch(exist_ok=False)
-        except FileExistsError:
-            return
-        action()
-    return act
 def fail(): raise ArithmeticError("two and two")
 """
 
@@ -78,9 +69,9 @@ def undisturbed(tmp_path_factory, run_gatdist) -> str:
 
 def test_of_a_fixed_size_the_others_wait_for_replacements(undisturbed, tmp_path, run_gatdist):
     faults = """
-fail_at("generator", once("a", kill), rank=1, step=9, attempt=None)
-fail_at("optimizer", once("b", kill), rank=0, step=30, attempt=None)
-fail_at("evaluation", once("c", kill), rank=1, step=60, attempt=None)
+fail_at("generator", once(kill), rank=1, step=9, attempt=None)
+fail_at("optimizer", once(kill), rank=0, step=30, attempt=None)
+fail_at("evaluation", once(kill), rank=1, step=60, attempt=None)
 """
     status, errors = finish(start(tmp_path, faults, "--workers", "2"))
     assert status == 0, errors
@@ -95,7 +86,7 @@ def test_an_elastic_run_goes_on_at_once_and_takes_the_replacement(
     undisturbed, tmp_path, run_gatdist
 ):
     faults = """
-fail_at("discriminator", once("a", kill), rank=0, step=20, attempt=None)
+fail_at("discriminator", once(kill), rank=0, step=20, attempt=None)
 for step in range(20, 110):
     fail_at("data", slowly, step=step, attempt=2)
 """
@@ -113,7 +104,7 @@ for step in range(20, 110):
 
 def test_a_stopped_worker_is_killed_and_replaced(undisturbed, tmp_path, run_gatdist):
     faults = """
-fail_at("generator", once("a", freeze), rank=1, step=9, attempt=None)
+fail_at("generator", once(freeze), rank=1, step=9, attempt=None)
 """
     words = ("--set", "cluster.heartbeat_timeout_s=4", "--set", "cluster.straggler_warn_s=2")
     process = start(tmp_path, faults, "--workers", "2", *words)

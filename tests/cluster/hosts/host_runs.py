@@ -122,8 +122,15 @@ class Runs:
 
     def attempts(self) -> list[dict[str, Any]]:
         """Return the lines of ``attempts.jsonl``."""
+        return self._lines("attempts.jsonl")
+
+    def changes(self) -> list[dict[str, Any]]:
+        """Return the lines of ``worker_changes.jsonl``."""
+        return self._lines("worker_changes.jsonl")
+
+    def _lines(self, file: str) -> list[dict[str, Any]]:
         with suppress(FileNotFoundError):
-            text = (self.run_dir / "attempts.jsonl").read_text()
+            text = (self.run_dir / file).read_text()
             return [json.loads(line) for line in text.splitlines()]
         return []
 

@@ -14,13 +14,38 @@ from support import wait_until
 pytestmark = pytest.mark.hosts
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_preemption_notice_triggers_a_checkpoint_in_time(
+@pytest.mark.parametrize("rank", [0, 1])
+def test_after_a_preemption_notice_the_others_continue(
     runs: Runs, reference_digest, rank: int
 ) -> None:
-    """Faults 7 and 8: the host is removed at its deadline; no step is lost."""
-    runs.faults(f'fail_at("data", lambda: note("begun"), rank={rank}, step=40)')
+    """Faults 7 and 8: the host's worker leaves at the end of a step."""
+    runs.faults(f"""
+        fail_at("data", lambda: note("begun"), rank={rank}, step=40)
+        def slowly():
+            if not (folder / "gone").exists(): time.sleep(0.2)
+        for step in range(41, 300): fail_at("data", slowly, step=step)
+        """)
     runs.start(*CANONICAL, workers="1:2")
+    runs.wait_for("begun")
+    host = runs.host_of("begun")
+    runs.hosts.drain(host, 12)
+    runs.wait_for_message("continuing with 1 worker", 10)
+    host.kill()
+    (runs.folder / "gone").touch()
+    assert runs.finish() == 0, runs.errors
+    runs.require_complete()
+    (change,) = runs.changes()
+    assert (change["before"], change["workers"], change["steps_undone"]) == (2, 1, 0)
+    assert f"{host.name} will be taken away" in change["reason"]
+    assert [one["world_size"] for one in runs.attempts()] == [2, 1][: 2 - rank]
+    assert runs.digest() == reference_digest(*CANONICAL)
+
+
+@pytest.mark.slow
+def test_preemption_notice_triggers_a_checkpoint_in_time(runs: Runs, reference_digest) -> None:
+    """Faults 7 and 8, where the launch ends: the host is removed at its deadline."""
+    runs.faults('fail_at("data", lambda: note("begun"), rank=0, step=40)')
+    runs.start(*CANONICAL, "cluster.after_loss=restart", workers="1:2")
     runs.wait_for("begun")
     host, noticed = runs.host_of("begun"), now()
     runs.hosts.drain(host, 12)
@@ -63,8 +88,34 @@ def test_host_that_drains_after_the_last_step_does_not_restart_the_run(runs: Run
     assert len(runs.attempts()) == 1
 
 
+def test_a_run_grows_beyond_its_first_size(runs: Runs, reference_digest) -> None:
+    """Hosts that are added later join at the end of a step."""
+    away = runs.hosts.workers[0]
+    away.kill()
+    runs.hosts.wait_for(len(runs.hosts.workers))
+    runs.faults(
+        """
+        def wait():
+            if not (folder / "joined").exists(): time.sleep(0.3)
+        for step in range(25, 300): fail_at("data", wait, step=step)
+        """
+    )
+    runs.start(*CANONICAL, workers="1:2")
+    runs.wait_for_message("checkpoint at 640")
+    runs.hosts.join(away)
+    runs.wait_for_message("continuing with 2 workers")
+    (runs.folder / "joined").touch()
+    assert runs.finish(300) == 0, runs.errors
+    runs.require_complete()
+    (change,) = runs.changes()
+    assert change["steps_undone"] == 0
+    assert f"a worker on {away.name}" in change["reason"]
+    assert len(runs.attempts()) == 1
+    assert runs.digest() == reference_digest(*CANONICAL)
+
+
 def test_shrink_to_one_worker_and_grow_back_to_two(runs: Runs, reference_digest) -> None:
-    """Fault 18: a host dies, the run continues with one worker, and grows when the host is back."""
+    """Fault 18, where a loss ends the launch: a host dies, one worker starts, and then two."""
     # So slow with one worker that growing to two pays off.
     runs.faults(
         """
@@ -76,7 +127,7 @@ def test_shrink_to_one_worker_and_grow_back_to_two(runs: Runs, reference_digest)
             fail_at("data", lambda: time.sleep(0.4), step=step, attempt=2)
         """
     )
-    runs.start(*CANONICAL, workers="1:2")
+    runs.start(*CANONICAL, "cluster.after_loss=restart", workers="1:2")
     runs.wait_for("begun")
     host = runs.host_of("begun")
     host.kill()
@@ -112,9 +163,9 @@ def test_short_network_outage_is_tolerated(runs: Runs, undisturbed: str) -> None
 def test_long_network_outage_is_detected_and_run_continues_without_the_host(
     runs: Runs, reference_digest
 ) -> None:
-    """Fault 14, 60 s: the run drops the host that is cut off, and continues without it."""
+    """Fault 14, 60 s, where a loss ends the launch: the next one is without that host."""
     runs.faults('fail_at("data", lambda: note("begun"), rank=1, step=60)')
-    runs.start(*CANONICAL, workers="1:2")
+    runs.start(*CANONICAL, "cluster.after_loss=restart", workers="1:2")
     runs.wait_for("begun")
     host, began = runs.host_of("begun"), now()
     host.cut()

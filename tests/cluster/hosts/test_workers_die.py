@@ -16,7 +16,11 @@ pytestmark = pytest.mark.hosts
 
 
 def test_workers_killed_in_every_phase_and_all_at_once(runs: Runs, undisturbed: str) -> None:
-    """Faults 1, 2, 3, 5, 9, 10 and 11: each launch of the run has a different one."""
+    """Faults 1, 2, 3, 5, 9, 10 and 11, and a replacement that dies before it has the state.
+
+    The run starts again only when all workers are dead: then from the last checkpoint, or, if that
+    is damaged, from the one before.
+    """
     runs.faults(
         """
         def turn_a_bit():
@@ -32,13 +36,16 @@ def test_workers_killed_in_every_phase_and_all_at_once(runs: Runs, undisturbed: 
             for file in files: os.truncate(file, file.stat().st_size // 2)
             (folder / "spoiled").write_text(" ".join(f.name for f in files))
             kill()
-        fail_at("discriminator", kill, rank=1, step=30, attempt=1)
-        fail_at("generator", kill, rank=0, step=70, attempt=2)
-        fail_at("optimizer", kill, rank=1, step=110, attempt=3)
-        fail_at("data", kill, step=150, attempt=4)
-        fail_at("commit/generator.safetensors", kill, rank=0, step=200, attempt=5)
-        fail_at("data", turn_a_bit, rank=0, step=230, attempt=6)
-        fail_at("data", spoil_ray, rank=0, step=250, attempt=7)
+        fail_at("discriminator", once(kill), rank=1, step=30)
+        fail_at("heal", once(kill), rank=1, step=0)
+        fail_at("generator", once(kill), rank=0, step=70)
+        fail_at("optimizer", once(kill), rank=1, step=110)
+        for rank in (0, 1): fail_at("data", once(kill), rank=rank, step=150)
+        fail_at("evaluation", once(kill), rank=1, step=160)
+        fail_at("commit/generator.safetensors", once(kill), rank=0, step=200)
+        fail_at("data", once(turn_a_bit), rank=0, step=230)
+        fail_at("data", once(kill), rank=1, step=230)
+        fail_at("data", once(spoil_ray), rank=0, step=250)
         """
     )
     runs.start()
@@ -47,8 +54,9 @@ def test_workers_killed_in_every_phase_and_all_at_once(runs: Runs, undisturbed: 
     assert runs.digest() == undisturbed
     attempts = runs.attempts()
     assert [one["resumed_from"] for one in attempts] == [
-        *(None, 640, 1920, 3200, 4480, 5760),
-        *(6400, 7680),
+        None,
+        *(70 * 32, 4480, 200 * 32),  # another worker 0, a restart, another worker 0
+        *(6400, 250 * 32),  # a restart, another worker 0
     ]
     assert all(re.search(r"worker \d", one["reason"]) for one in attempts[1:])
     assert re.search(r"000007040\.\S+/discriminator.safetensors: ", runs.errors)
@@ -56,7 +64,7 @@ def test_workers_killed_in_every_phase_and_all_at_once(runs: Runs, undisturbed: 
 
 
 def test_host_dies_and_returns_and_then_the_driver_dies(runs: Runs, undisturbed: str) -> None:
-    """Faults 4 and 6."""
+    """Faults 4 and 6, where a loss ends the launch."""
     runs.faults(
         """
         fail_at("generator", lambda: note("begun"), rank=1, step=60, attempt=1)
@@ -64,7 +72,7 @@ def test_host_dies_and_returns_and_then_the_driver_dies(runs: Runs, undisturbed:
         fail_at("optimizer", lambda: note("again"), rank=0, attempt=2)
         """
     )
-    runs.start()
+    runs.start("cluster.after_loss=restart")
     runs.wait_for("begun")
     host, died = runs.host_of("begun"), now()
     host.kill()
@@ -77,7 +85,7 @@ def test_host_dies_and_returns_and_then_the_driver_dies(runs: Runs, undisturbed:
     assert before
     os.kill(runs.process.pid, signal.SIGKILL)
     runs.finish()
-    runs.start()  # at once: the old workers may still be running
+    runs.start("cluster.after_loss=restart")  # at once: the old workers may still be running
     assert runs.finish() == 0, runs.errors
     runs.require_complete()
     assert runs.digest() == undisturbed
