@@ -30,8 +30,7 @@ def kill(): os.kill(os.getpid(), signal.SIGKILL)
 def freeze(): os.kill(os.getpid(), signal.SIGSTOP)
 def hang(): time.sleep(1000)
 numbers = itertools.count()
-def once(action):
-    """Return an action that only the first worker does that comes to it."""
+def once(action):  # only the first worker that comes to it does it
     name = f"once-{next(numbers)}"
     def act():
         try: (folder / name).touch(exist_ok=False)
