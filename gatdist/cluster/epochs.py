@@ -97,7 +97,7 @@ def membership_of(
         channel,
         form,
         _end,
-        _free_address,
+        free_address,
         abort=(lambda: None) if is_joining else abort_first,
         wait_s=float("inf"),  # the driver sets a limit
     )
@@ -110,6 +110,7 @@ def _end() -> None:
         dist.destroy_process_group()
 
 
-def _free_address() -> Address:
+def free_address() -> Address:
+    """Return an address at which other workers can meet this one."""
     address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
     return address, unused_port(address)

@@ -15,18 +15,13 @@ from gatdist.cluster import connection  # noqa: F401  sets up Ray's import
 # isort: split
 import ray.train.torch
 from ray._raylet import PlacementGroupID
-from ray.train._internal.utils import get_address_and_port
-from ray.train.torch.config import (
-    TorchConfig,
-    _set_torch_distributed_env_vars,
-    _TorchBackend,
-)
+from ray.train.backend import Backend
+from ray.train.torch.config import TorchConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.worker_group import ReplicaGroup
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
@@ -187,12 +182,14 @@ class _TorchConfig(TorchConfig):
     joins: bool = False  # whether these workers join others
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Backend]:
         return _Replacing if self.sizes else _Preflight
 
 
-class _Preflight(_TorchBackend):
-    """Ray Train's torch backend, which forms the process group after the preflight checks."""
+class _Preflight(Backend):
+    """Forms the process group after the preflight checks."""
+
+    share_cuda_visible_devices = True  # as Ray Train's torch backend does
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         config: _TorchConfig = backend_config
@@ -229,13 +226,11 @@ class _Replacing(_Preflight):
         config: _TorchConfig = backend_config
         bridge = config.bridge
         assert bridge is not None
-        if config.joins or isinstance(worker_group, ReplicaGroup):
-            _let_join(worker_group, config)
-        elif not self._has_started:
+        if not (config.joins or self._has_started):
             super().on_start(worker_group, backend_config)
             self._has_started = True
             bridge.report("enroll", list(config.sizes), worker_group.execute(epochs.this_worker))
-        elif bridge.report("has_members"):
+        elif config.joins or bridge.report("has_members"):
             _let_join(worker_group, config)
         else:
             bridge.report("fail", WorkerLostError.__name__, "all workers died")
@@ -281,9 +276,8 @@ def _require_fit(before: Sequence[HostInfo], new: Sequence[HostInfo], config: _T
 
 def _form_group(worker_group: Any, config: _TorchConfig, found: Sequence[HostInfo]) -> str:
     """Form the process group, as Ray Train would; return the first worker's error or ""."""
-    master = worker_group.execute_single(0, get_address_and_port)
+    master = worker_group.execute_single(0, epochs.free_address)
     worker_group.execute(_set_launch_variables, *master)
-    worker_group.execute(_set_torch_distributed_env_vars)
     hosts = {rank: f"{one.host} ({one.address})" for rank, one in enumerate(found)}
     errors = worker_group.execute(_join, config.backend, float(config.timeout_s), hosts)
     return next((error for error in errors if error), "")
@@ -291,7 +285,17 @@ def _form_group(worker_group: Any, config: _TorchConfig, found: Sequence[HostInf
 
 def _set_launch_variables(address: str, port: int) -> None:
     """In a worker: set what torch's own launcher sets, for libraries that read it."""
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+    context = ray.train.get_context()
+    variables = {
+        "MASTER_ADDR": address,
+        "MASTER_PORT": port,
+        "RANK": context.get_world_rank(),
+        "WORLD_SIZE": context.get_world_size(),
+        "LOCAL_RANK": context.get_local_rank(),
+        "LOCAL_WORLD_SIZE": context.get_local_world_size(),
+        "NODE_RANK": context.get_node_rank(),
+    }
+    os.environ.update({name: str(value) for name, value in variables.items()})
 
 
 def _join(backend: str, limit_s: float, hosts: Mapping[int, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +46,7 @@ for step in range(120):
 
 
 class Run:
-    """A run in ``folder``, on the Ray at ``address``."""
+    """A run in ``folder``, on the Ray at ``address``; a context manager that ends it."""
 
     def __init__(self, folder: Path, address: str, *words: str) -> None:
         self.folder = folder
@@ -52,9 +54,8 @@ class Run:
         sets = [w for setting in SETTINGS for w in ("--set", setting)]
         words = ("--json", "--run-dir", "run", "--address", address, *words, *sets)
         self._file = folder / "stderr"
-        self.process = start_gatdist(
-            "train", "digits", *words, cwd=folder, stderr=self._file.open("w")
-        )
+        with self._file.open("w") as errors:
+            self.process = start_gatdist("train", "digits", *words, cwd=folder, stderr=errors)
 
     @property
     def errors(self) -> str:
@@ -70,11 +71,15 @@ class Run:
 
     def finish(self) -> None:
         (self.folder / "hurry").touch()
-        try:
-            self.process.communicate(timeout=HANG_S)
-        finally:
-            end_group(self.process)
+        self.process.communicate(timeout=HANG_S)
         assert self.process.returncode == 0, self.errors
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        end_group(self.process)
+        self.process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,11 @@ def address(tmp_path_factory) -> Iterator[str]:
     env = {"RAY_AUTH_MODE": "disabled"}
     with ray_head(tmp_path_factory.mktemp("ray"), *options, env=env, port=free_port()) as found:
         yield found
+
+
+def changes(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "run/worker_changes.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def add_node(address: str, cpus: int, folder: Path) -> None:
@@ -112,30 +122,31 @@ def undisturbed(tmp_path_factory, run_gatdist) -> str:
     return run_gatdist("inspect", folder / "run", "--digest").stdout.strip()
 
 
-def test_a_run_grows_and_shrinks_and_a_spare_takes_a_place(
-    address, undisturbed, tmp_path, run_gatdist
-):
-    """1 → 4 → 2 → 4 workers of 4; then 3 with a spare, of which one is lost."""
-    grows = tmp_path / "grows"
-    grows.mkdir()
-    run = Run(grows, address, "--workers", "1:4")
-    run.wait_for("160/1,920")
-    add_node(address, 3, tmp_path)
-    run.wait_for("continuing with 4 workers")
-    wait_until(lambda: (grows / "pid-3").exists(), "a step of four workers")
-    run.kill(1)
-    run.kill(3)
-    run.wait_for("continuing with 4 workers", "continuing with 2 workers", "with 4 workers")
-    run.finish()
-    assert run_gatdist("inspect", grows / "run", "--digest").stdout.strip() == undisturbed
+def test_a_run_grows_and_loses_two_workers_at_once(address, undisturbed, tmp_path, run_gatdist):
+    """1 → 4 → 2 → 4 workers of 4."""
+    with Run(tmp_path, address, "--workers", "1:4") as run:
+        run.wait_for("160/1,920")
+        (tmp_path / "node").mkdir()
+        add_node(address, 3, tmp_path / "node")
+        run.wait_for("continuing with 4 workers")
+        wait_until(lambda: (tmp_path / "pid-3").exists(), "a step of four workers")
+        run.kill(1)
+        run.kill(3)
+        run.wait_for("continuing with 4 workers", "continuing with 2 workers", "with 4 workers")
+        run.finish()
+    assert run_gatdist("inspect", tmp_path / "run", "--digest").stdout.strip() == undisturbed
+    assert [change["workers"] for change in changes(tmp_path)][-2:] == [2, 4]
 
-    spares = tmp_path / "spares"
-    spares.mkdir()
-    run = Run(spares, address, "--workers", "3", "--set", "cluster.spares=1")
-    run.wait_for("1 spare worker ready")
-    began = time.monotonic()
-    run.kill(1)
-    run.wait_for("continuing with 3 workers")
-    sys.stderr.write(f"a spare took the place after {time.monotonic() - began:.1f} s\n")
-    run.finish()
-    assert run_gatdist("inspect", spares / "run", "--digest").stdout.strip() == undisturbed
+
+def test_a_spare_takes_the_place_of_a_lost_worker(address, undisturbed, tmp_path, run_gatdist):
+    """On the nodes of the test before."""
+    with Run(tmp_path, address, "--workers", "3", "--set", "cluster.spares=1") as run:
+        run.wait_for("1 spare worker ready")
+        began = time.monotonic()
+        run.kill(1)
+        run.wait_for("continuing with 3 workers")
+        sys.stderr.write(f"it took the place after {time.monotonic() - began:.1f} s\n")
+        run.finish()
+    assert run_gatdist("inspect", tmp_path / "run", "--digest").stdout.strip() == undisturbed
+    (change,) = changes(tmp_path)
+    assert (change["before"], change["workers"], change["steps_undone"]) == (3, 3, 1)

@@ -122,6 +122,7 @@ def test_a_host_with_other_software_or_data_does_not_join(
     finally:
         host.disguises.clear()
         host.kill()  # the next test starts with it as usual
+        runs.hosts.wait_for(len(runs.hosts.workers))
     runs.require_complete()
     assert runs.digest() == reference_digest(*CANONICAL)
     assert len(runs.changes()) == 1
