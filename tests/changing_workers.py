@@ -66,6 +66,7 @@ class Served:
         self._events: list[tuple[str, dict[str, Any]]] = []
         self._outcomes: dict[str, Any] = {}
         self._steps: dict[str, tuple[str, int]] = {}
+        self._stops = False
 
     def begin(self, sizes: list[int], members: list[str]) -> None:
         self._roster = Roster(sizes, members, PATIENCE_S)
@@ -82,15 +83,21 @@ class Served:
         with self._lock:
             self._roster.leave(worker)
 
+    def stop(self) -> None:
+        with self._lock:
+            self._stops = True
+            self._roster.accept_any_size()
+
     def seat(self, worker: str) -> tuple[Seat | None, bool]:
         with self._lock:
             self._roster.look(time.monotonic())
             return self._roster.seat(worker), self._roster.is_member(worker)
 
-    def orders(self, worker: str, phase: str, step: int) -> tuple[int, bool, bool]:
+    def orders(self, worker: str, phase: str, step: int) -> tuple[int, bool, bool, bool]:
         with self._lock:
             self._steps[worker] = phase, step
-            return self._roster.epoch, self._roster.has_ended, self._roster.is_due
+            roster = self._roster
+            return roster.epoch, roster.has_ended, roster.is_due, self._stops
 
     def steps(self) -> dict[str, tuple[str, int]]:
         return dict(self._steps)
@@ -194,19 +201,23 @@ def _work(
 
     first, abort = form(seat) if seat else (None, lambda: None)
     membership = RosterMembership(channel, form, end, _free_address, abort, wait_s=120)
-    over = threading.Event()
+    over, stops = threading.Event(), threading.Event()
 
     def beat() -> None:
         while not over.wait(0.1):
             report = progress.report()
-            epoch, has_ended, channel.due = served.orders(worker, report["phase"], report["step"])
+            phase, step = report["phase"], report["step"]
+            epoch, has_ended, channel.due, is_stop = served.orders(worker, phase, step)
+            if is_stop:
+                stops.set()
             if has_ended and epoch == present[0]:
                 membership.abort()
 
     threading.Thread(target=beat, daemon=True).start()
     try:
         comm = Members(first, membership, device)
-        outcome = run(config, comm, Store(run_dir), emit=served.emit, progress=progress)
+        store, shows = Store(run_dir), served.emit
+        outcome = run(config, comm, store, should_stop=stops.is_set, emit=shows, progress=progress)
         served.finish(worker, outcome)
     except GatdistError as error:
         served.finish(worker, f"{type(error).__name__}: {error}")

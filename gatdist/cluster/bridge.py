@@ -61,7 +61,7 @@ class Mailbox:
         self._outcome: dict[str, Any] | None = None
         self._failure: tuple[str, str] | None = None
         self._controllers: dict[int, Any] = {}
-        self._hosts: list[HostInfo] = []  # of workers that fit together
+        self._hosts: dict[str, HostInfo] = {}  # that fit together, by address
 
     def report(self, launch: int, what: str, *given: Any) -> Any:
         """Call the handler ``_what`` with a message of a worker or controller."""
@@ -82,6 +82,8 @@ class Mailbox:
         events, self._events = self._events, []
         now = time.monotonic()
         if self._roster:
+            if orders["stop"]:
+                self._roster.accept_any_size()
             self._roster.look(now)
         members = self._roster.present if self._roster else []
         present = [*self._heartbeats.values()]
@@ -177,8 +179,9 @@ class Mailbox:
         is_member = self._roster.is_member(worker)
         return self._roster.seat(worker), is_member, self._outcome is not None
 
-    def _stack(self, rank: int, fields: dict[str, Any]) -> None:
-        self._stacks[rank] = fields
+    def _stack(self, worker: str, rank: int, fields: dict[str, Any]) -> None:
+        if not self._roster or worker in self._roster.members:  # others have no rank yet
+            self._stacks[rank] = fields
 
     def _finish(self, outcome: dict[str, Any]) -> None:
         self._outcome = outcome
@@ -193,8 +196,8 @@ class Mailbox:
 
     def _examined(self, hosts: list[HostInfo]) -> list[HostInfo]:
         """Take note of hosts that fit together, and return all of them."""
-        self._hosts += hosts
-        return self._hosts
+        self._hosts |= {host.address: host for host in hosts}
+        return [*self._hosts.values()]
 
     def _has_members(self) -> bool:
         """Whether there are workers that others can join."""

@@ -43,7 +43,7 @@ _STACKS_WAIT_S = 3.0
 # Training workers stop by themselves within this.
 _PATIENCE_S = 1.5
 # Ray Train ends within this, once the workers have.
-_END_S = 10.0
+_END_S = 3.0
 
 
 class Launch:
@@ -174,7 +174,8 @@ class Launch:
     def _hangs(self, update: DriverUpdate) -> bool:
         """Whether Ray Train is still busy, such as with a replacement, though the run is over."""
         now = time.monotonic()
-        if update.outcome is None:
+        if update.outcome is None or any(one.silent_s < _SILENT_S for one in update.heartbeats):
+            self._over_since = None
             return False
         self._over_since = self._over_since or now
         return now - self._over_since > _END_S
@@ -244,8 +245,9 @@ class Launch:
                 return error
         if update.is_between:
             self._between_since = self._between_since or now
-            if now - self._between_since > self._cluster.wait_for_workers_s:
-                return WorkerLostError("no replacement for a lost worker")
+            waited_s = now - self._between_since
+            if waited_s > self._cluster.wait_for_workers_s and not self.stop_reason:
+                self._ask_to_stop(f"no replacement for a lost worker within {waited_s:.0f} s")
         return None
 
     def _without(self, lost: set[str], update: DriverUpdate, why: str) -> GatdistError | None:

@@ -187,7 +187,8 @@ def _heartbeat(
                         membership.abort()  # the training thread may wait for a lost worker
                 if orders and orders["stacks"] > stacks_sent:
                     stacks_sent = orders["stacks"]
-                    bridge.report("stack", comm.rank, progress.stacks(), timeout_s=_ANSWER_S)
+                    stacks = progress.stacks()
+                    bridge.report("stack", this_worker(), comm.rank, stacks, timeout_s=_ANSWER_S)
             except ray.exceptions.RayError:
                 pass  # a late answer; or the driver is gone, and Ray ends this worker
             if over.wait(_HEARTBEAT_S):

@@ -356,6 +356,7 @@ class _Loop:
             statistics, timer = self.interval.statistics, self.interval.timer
             # After a change of workers, what followed the last step may be still to be done.
             over = self.settled < self.state.samples_seen and self._settle()
+            over = over or self._stops_between_epochs()
             while not over and not self.changes_members:
                 if self.epochs:
                     self.epochs.step_start.begin()
@@ -381,6 +382,15 @@ class _Loop:
         if self.changes_members and not over:
             self._change_members()
         return over
+
+    def _stops_between_epochs(self) -> bool:
+        """Return whether the workers of a new epoch, perhaps too few to train, are to stop."""
+        if not self.epochs or not self.comm.any(self.should_stop()):
+            return False
+        seen = self.state.samples_seen
+        self.outcome |= {"status": "interrupted", "reason": "asked to stop", "samples_seen": seen}
+        self._commit()
+        return True
 
     @property
     def _steps_made(self) -> int:

@@ -92,6 +92,22 @@ def test_workers_join_and_leave_at_the_end_of_a_step(undisturbed, tmp_path):
     assert digest(tmp_path) == undisturbed
 
 
+def test_survivors_that_are_too_few_save_the_state_when_they_are_to_stop(undisturbed, tmp_path):
+    with Workers([2], 2, config(), str(tmp_path)) as workers:
+        workers.until(lambda: workers.step_of("w1") > 25)
+        workers.kill("w1")
+        workers.until(lambda: workers.phase_of("w0") == "members")
+        workers.served.stop()
+        outcome = workers.finish()["w0"]
+    assert outcome["status"] == "interrupted"
+    assert outcome["samples_seen"] >= 25 * 16
+    with Workers([2], 2, config(), str(tmp_path)) as workers:
+        workers.finish()
+    assert digest(tmp_path) == undisturbed
+    lines = (tmp_path / "attempts.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["resumed_from"] == outcome["samples_seen"]
+
+
 def test_a_stopped_worker_is_left_behind(undisturbed, tmp_path):
     """The others wait in a collective that nothing but an abort can end."""
     with Workers([1, 2, 3, 4], 4, config(), str(tmp_path)) as workers:
