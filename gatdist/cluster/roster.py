@@ -114,9 +114,9 @@ class Roster:
         """Whether the workers are to change at the end of a step."""
         if self.has_ended:
             return False
-        staying = len(self._staying)
-        size = self._size(staying + len(self._joining))
-        return size > len(self.members) or (staying < len(self.members) and size > 0)
+        size = self._size(len(self._staying) + len(self._joining))
+        leaves = bool(self._leaving & {*self.members})
+        return size > len(self.members) or (leaves and self._can_do_without_leaving)
 
     @property
     def num_joining(self) -> int:
@@ -127,6 +127,12 @@ class Roster:
     def _staying(self) -> list[str]:
         """Workers of the present epoch that are neither lost nor to leave."""
         return [worker for worker in self.present if worker not in self._leaving]
+
+    @property
+    def _can_do_without_leaving(self) -> bool:
+        """Whether those that stay, of whom one must hold the state, and those that join suffice."""
+        size = self._size(len(self._staying) + len(self._joining))
+        return bool(self._staying) and size > 0
 
     @property
     def _joining(self) -> list[str]:
@@ -152,7 +158,7 @@ class Roster:
         if not stay:
             return
         new = self._joining
-        if self._size(len(self._staying) + len(new)):
+        if self._can_do_without_leaving:
             stay = self._staying
         size = self._size(len(stay) + len(new))
         if not size:

@@ -13,6 +13,7 @@ from gatdist.cluster.policies import (
     is_worth_resizing,
     largest,
     needs_of,
+    num_to_start,
     room_for,
     size_to_launch,
     straggler_report,
@@ -46,6 +47,30 @@ def test_worker_counts_that_have_a_part_of_each_batch():
         load_config("digits", ["cluster.workers=[65, 70]"]).fitting_workers()
     with refused(ConfigError, "cluster.workers"):
         load_config("digits", ["cluster.workers=[4, 2]"])
+
+
+@given(
+    st.sets(st.integers(1, 9), min_size=1),
+    st.integers(0, 12),
+    st.integers(0, 12),
+    st.integers(0, 3),
+)
+def test_workers_are_started_for_the_largest_size_and_as_spares(sizes, present, room, spares):
+    sizes = sorted(sizes)
+    more = num_to_start(sizes, present, room, spares)
+    assert 0 <= more <= room
+    most = largest(sizes, present + room)
+    if most is None:
+        assert more == 0 or present + more <= spares
+    else:
+        assert largest(sizes, present + more) == most
+        assert more in (0, min(room, most + spares - present))
+    assert more == 0 or present + more <= sizes[-1] + spares
+
+
+def test_spares_are_for_runs_that_continue():
+    with refused(ConfigError, "cluster.spares"):
+        load_config("digits", ["cluster.spares=1", "cluster.after_loss=restart"])
 
 
 @given(

@@ -115,6 +115,15 @@ def test_a_lost_worker_that_comes_back_changes_nothing():
     assert not roster.has_ended
 
 
+def test_any_number_of_workers_may_save_the_state():
+    roster = Roster([3], ["a", "b", "c"])
+    roster.lose("b", 0.0)
+    arrive(roster, "a", "c")
+    roster.accept_any_size()
+    roster.look(1.0)
+    assert roster.members == ["a", "c"]
+
+
 def test_nobody_works_after_the_end():
     roster = Roster([1, 2], ["a"])
     arrive(roster, "b")
