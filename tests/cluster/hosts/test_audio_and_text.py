@@ -172,7 +172,7 @@ def test_killed_worker_does_not_change_the_result(
     (runs.folder / "run.toml").write_text(RUN + values)
     settings = [*CANONICAL, *[PENALTY] * (values in (AUDIO, TEXT))]
     runs.preset, runs.settings = "run.toml", settings
-    runs.faults('fail_at("generator", once(kill), rank=1, step=100)')
+    runs.faults('fail_at("generator", once(kill), rank=1, step=100, attempt=None)')
     runs.start()
     assert runs.finish() == 0, runs.errors
     runs.require_complete()

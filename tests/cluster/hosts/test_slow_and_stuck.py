@@ -71,8 +71,8 @@ def test_deadlocked_and_frozen_workers_are_replaced(runs: Runs, undisturbed: str
     """Fault 16: after cluster.heartbeat_timeout_s, with the stacks of all workers."""
     runs.faults(
         """
-        fail_at("generator", once(hang), rank=1, step=60)
-        fail_at("generator", once(freeze), rank=0, step=120)
+        fail_at("generator", once(hang), rank=1, step=60, attempt=None)
+        fail_at("generator", once(freeze), rank=0, step=120, attempt=None)
         """
     )
     runs.start("cluster.heartbeat_timeout_s=12", "cluster.straggler_warn_s=3")
