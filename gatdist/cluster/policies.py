@@ -148,7 +148,7 @@ class RetryDecision:
 
 
 class Recovery:
-    """Retries with backoff, until more than ``max_failures`` in a row without a new checkpoint."""
+    """Retries with backoff, until more than ``max_failures`` in a row without progress."""
 
     def __init__(self, max_failures: int) -> None:
         self._max_failures = max_failures
@@ -156,14 +156,17 @@ class Recovery:
         self._reached = -1
 
     def decide(self, error: GatdistError, reached: int) -> RetryDecision:
-        """Decide after ``error``; ``reached`` is ``samples_seen`` of the newest checkpoint."""
+        """Decide after ``error``.
+
+        ``reached`` are the samples seen by the newest checkpoint, or by the workers that continue.
+        """
         if not isinstance(error, RetryableError):
             return RetryDecision(False)
         if reached > self._reached:
             self._failures, self._reached = 0, reached
         self._failures += 1
         if self._failures > self._max_failures:
-            reason = f"{self._failures} times in a row without a new checkpoint between them"
+            reason = f"{self._failures} times in a row without progress between them"
             return RetryDecision(False, reason=reason if self._max_failures else "")
         if self._failures == 1:  # at once: most often a host was taken away
             return RetryDecision(True)

@@ -257,7 +257,8 @@ class Launch:
             return error
         driver.disturbances += 1
         driver.bridge.lose(sorted(lost), why)
-        if not driver.recovery.decide(error, driver.reached).retries:
+        reached = max((one.samples_seen for one in update.heartbeats), default=driver.reached)
+        if not driver.recovery.decide(error, reached).retries:
             return error
         driver.warn(f"{why}. The others continue")
         return None
@@ -292,7 +293,7 @@ class Launch:
             return
         self._leaving |= leaving
         self._driver.bridge.leave(sorted(leaving), why)
-        self._driver.note(f"{why}: the others continue")
+        self._driver.note(f"{why}: workers leave as soon as the others suffice")
 
     def _grow(self, nodes: Nodes, leaving: set[str], num_working: int) -> None:
         """Start more workers, or all of them anew, where there is room and that is worth it."""

@@ -485,7 +485,8 @@ class ClusterConfig(Section):
     """Seconds without a heartbeat after which a worker is reported as a straggler, with the stacks
     of all workers."""
     max_failures: NonNegativeInt = 8
-    """Consecutive failures without a new checkpoint that a run tolerates. One more ends it."""
+    """Failures that a run tolerates without progress between them: a new step of workers that
+    continue, or a new checkpoint. One more ends it."""
     after_loss: Literal["restart", "continue"] = "continue"
     """What follows the loss of a worker. ``continue``: the others repeat the step in progress, at
     once if ``workers`` allows their number, else with a replacement. ``restart``: all workers start
