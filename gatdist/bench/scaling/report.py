@@ -77,8 +77,8 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     if recovery := found["recovery"]:
         notes.append(
             f"Recovery: {duration(recovery['recovery_s'])} from the kill of one of "
-            f"{recovery['workers']} workers to the next new step "
-            f"({recovery['steps_repeated']} steps were repeated)."
+            f"{recovery['workers']} workers to the next new step, with its replacement; "
+            f"{duration(recovery['elastic_s'])} without it, in an elastic run."
         )
     notes += [f"skipped {s['what']}: {s['reason']}" for s in found["skipped"]]
     return notes + [_host(host) for host in found["hosts"]]

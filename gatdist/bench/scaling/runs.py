@@ -11,6 +11,7 @@ from typing import Any
 from gatdist.bench.processes import Report
 from gatdist.common.errors import GatdistError
 from gatdist.config import Config, load_config
+from gatdist.runs.changes import CHANGES_FILE
 
 # Trains a run and returns its outcome.
 Train = Callable[[Config, str], dict[str, Any]]
@@ -24,11 +25,13 @@ from gatdist.common import position
 folder = pathlib.Path(__file__).parent
 def hook(place):
     here = position.here
-    where = place, here.rank, here.attempt
-    if where == ("generator", RANK, 1) and here.step >= {_KILL_STEP}:
-        (folder / "killed").touch()
+    if (place, here.rank, here.step) == ("generator", RANK, {_KILL_STEP}):
+        try:
+            (folder / "killed").touch(exist_ok=False)
+        except FileExistsError:
+            return  # a replacement
         os.kill(os.getpid(), signal.SIGKILL)
-    if where == ("optimizer", 0, 2):
+    if (place, here.rank) == ("optimizer", 0) and here.step > {_KILL_STEP}:
         (folder / "moves").touch()
         position.hook = None
 position.hook = hook
@@ -36,17 +39,35 @@ position.hook = hook
 
 
 def time_to_recover(workers: int, address: str, folder: Path, train: Train) -> dict[str, Any]:
-    """Kill the last of ``workers`` (≥ 2) workers of a small run, and time the recovery.
+    """Kill the last of ``workers`` (≥ 2) workers of small runs, and time the recovery.
 
     ``folder`` is empty, and at the same path on every host.
 
     Returns:
-        ``workers``; ``recovery_s``, from the kill until the gradients of a new step are reduced;
-        ``steps_repeated``, from the last checkpoint to the kill.
+        ``workers``; ``recovery_s``, from the kill until the gradients of a new step are reduced, of
+        a run of a fixed size; ``elastic_s``, the same of one that may do without a worker;
+        ``steps_repeated`` by the first.
 
     Raises:
         GatdistError: Training failed, no worker was killed, or the run did not recover.
     """
+    fixed, elastic = (
+        _recovery(workers, sizes, address, folder / name, train)
+        for name, sizes in {"fixed": f"{workers}", "elastic": f"[{workers - 1},{workers}]"}.items()
+    )
+    return {
+        "workers": workers,
+        "recovery_s": fixed[0],
+        "elastic_s": elastic[0],
+        "steps_repeated": fixed[1],
+    }
+
+
+def _recovery(
+    workers: int, sizes: str, address: str, folder: Path, train: Train
+) -> tuple[float, int]:
+    """Return the seconds of recovery and the repeated steps of a run."""
+    folder.mkdir()
     (folder / f"{_PLUGIN}.py").write_text(_SOURCE.replace("RANK", str(workers - 1)))
     batch = 8 * workers
     config = load_config(
@@ -61,21 +82,17 @@ def time_to_recover(workers: int, address: str, folder: Path, train: Train) -> d
             "evaluate.metrics=[]",
             "evaluate.every_samples=0",
             f'plugins=["{_PLUGIN}"]',
-            *_where(workers, address),
+            *_where(sizes, address),
         ],
     )
     with chdir(folder):  # where workers look for plugins
         train(config, str(folder / "run"))
-    killed, moves = folder / "killed", folder / "moves"
-    if not (killed.exists() and moves.exists()):
-        raise GatdistError("no worker was killed, or no new step followed")
-    attempts = (folder / "run/attempts.jsonl").read_text().splitlines()
-    seen = int(json.loads(attempts[1])["resumed_from"] or 0)
-    return {
-        "workers": workers,
-        "recovery_s": moves.stat().st_mtime - killed.stat().st_mtime,
-        "steps_repeated": _KILL_STEP - seen // batch,
-    }
+    killed, moves, changes = folder / "killed", folder / "moves", folder / f"run/{CHANGES_FILE}"
+    if not (killed.exists() and moves.exists() and changes.exists()):
+        raise GatdistError("no worker was killed, or the others did not continue")
+    lines = map(json.loads, changes.read_text().splitlines())
+    repeated = sum(line["steps_undone"] for line in lines)
+    return moves.stat().st_mtime - killed.stat().st_mtime, repeated
 
 
 def quality_config(preset: str, workers: int, address: str) -> Config:
@@ -102,5 +119,5 @@ def measure_quality(
     return found
 
 
-def _where(workers: int, address: str) -> list[str]:
+def _where(workers: int | str, address: str) -> list[str]:
     return [f"cluster.workers={workers}", f"cluster.address={json.dumps(address)}"]
