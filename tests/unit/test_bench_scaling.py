@@ -236,7 +236,7 @@ def test_table_is_aligned_and_complete():
         *("2", "160", "320", "50.0%", "25.0%", "to", "100.0%", "1.00", "×", "200", "ms"),
         *("1.0", "kB", "1.2", "kB", "1.5", "s", "1.25"),
     ]
-    for fact in ("4 workers", "6.8 s", "0.40 s", "quality: --run-dir: ", "d: CPU, 2 cores, 1.1 GB"):
+    for fact in ("4 workers", "6.8 s", "0.4 s", "quality: --run-dir: ", "d: CPU, 2 cores, 1.1 GB"):
         assert fact in notes
 
 
