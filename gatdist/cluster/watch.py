@@ -37,6 +37,8 @@ _LOOK_AT_NODES_S = 1.0
 _GROWTH_PATIENCE_S, _JOIN_PATIENCE_S = 10.0, 3.0
 # For how long workers that join hold up the others, generously.
 _JOIN_S = 2.0
+# Heartbeats of workers that have continued arrive within this: until then they seem to wait.
+_SETTLE_S = 2.0
 # After this, a worker's host is asked whether it is still there.
 _SILENT_S = 1.5
 _STACKS_WAIT_S = 3.0
@@ -65,6 +67,7 @@ class Launch:
         self._leaving: set[str] = set()
         self._waiting = 0
         self._between_since: float | None = None
+        self._settles_until = 0.0
         self._over_since: float | None = None
         self._saved_since: float | None = None
 
@@ -199,11 +202,12 @@ class Launch:
             self._driver.start_s = now - self._began
         if update.members and (error := self._check_members(update, now)):
             return error
+        error = None
         if not self._has_started:
             error = self._check_start(update, now)
         elif update.is_between:  # all wait for those of the next epoch, for a limited time
-            error = None
-        else:
+            self._settles_until = now + _SETTLE_S
+        elif now > self._settles_until:
             error = self._check_stragglers(update, now)
         if error is None and now - self._looked > _LOOK_AT_NODES_S:
             self._looked = now
@@ -257,6 +261,7 @@ class Launch:
             return error
         driver.disturbances += 1
         driver.bridge.lose(sorted(lost), why)
+        self._settles_until = time.monotonic() + _SETTLE_S
         reached = max((one.samples_seen for one in update.heartbeats), default=driver.reached)
         if not driver.recovery.decide(error, reached).retries:
             return error

@@ -1,4 +1,4 @@
-"""Hosts that do not answer are told from those that do."""
+"""Hosts that do not answer are distinguished from those that do."""
 
 import socket
 import time
