@@ -16,7 +16,9 @@ from gatdist.common.errors import WorkerLostError
 from gatdist.common.position import here
 from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.members import Members
+from gatdist.runs import Change
 from gatdist.training.integrity import require_equal_replicas
+from gatdist.training.ledger import Ledger
 from gatdist.training.progress import Progress
 from gatdist.training.state import TrainState
 
@@ -28,8 +30,7 @@ class Standing:
     """Where a worker is.
 
     Attributes:
-        reached: samples seen, and samples seen at the last step after which all was done that was
-            due: logging, evaluation, checkpoint.
+        reached: samples seen, and :attr:`~gatdist.training.ledger.Ledger.settled`.
         place: what it runs on.
         writes: whether it is the worker that writes.
         undid: whether it has undone a step.
@@ -48,7 +49,7 @@ class Agreement:
     Attributes:
         workers: their standings, by rank.
         sources: ranks of those that hold the newest tensors.
-        settled: see :class:`Standing`.
+        settled: of those that have done most, see :class:`~gatdist.training.ledger.Ledger`.
         state: JSON values to continue from.
     """
 
@@ -174,6 +175,19 @@ class Transition:
         """Return all causes, or ``otherwise`` if none is known."""
         return "; ".join(self.causes) or otherwise
 
+    def change(self, samples_seen: int, workers: int, reason: str) -> Change:
+        """Return its record, once ``workers`` continue from ``samples_seen``."""
+        return Change(
+            attempt=here.attempt,
+            samples_seen=samples_seen,
+            before=self.before,
+            workers=workers,
+            steps_undone=self.steps_undone,
+            seconds=round(self.seconds, 3),
+            lost_s=round(self.lost_s, 3),
+            reason=reason,
+        )
+
 
 class Epochs:
     """A worker's way from one epoch to the next.
@@ -181,6 +195,7 @@ class Epochs:
     Args:
         members: the workers.
         state: of the run.
+        ledger: of the run.
         place: what this worker runs on.
         progress: of this worker.
 
@@ -192,10 +207,15 @@ class Epochs:
     """
 
     def __init__(
-        self, members: Members, state: TrainState, place: dict[str, Any], progress: Progress
+        self,
+        members: Members,
+        state: TrainState,
+        ledger: Ledger,
+        place: dict[str, Any],
+        progress: Progress,
     ) -> None:
-        self._members, self._state, self._place = members, state, place
-        self._progress = progress
+        self._members, self._state, self._ledger = members, state, ledger
+        self._place, self._progress = place, progress
         self.step_start = StepStart(state)
         self.is_whole = not members.is_joining
         self.writes = False
@@ -207,26 +227,17 @@ class Epochs:
         before = 0 if members.is_joining else members.world_size
         self.transition = Transition(before, began_s=now, lost_from_s=now)
 
-    def begin(
-        self,
-        settled: int,
-        describe: Callable[[], dict[str, Any]],
-        require_same: Callable[[dict[str, Any]], None],
-    ) -> Agreement:
-        """Begin the next epoch, in which all workers hold the newest tensors.
+    def begin(self) -> Agreement:
+        """Begin the next epoch, in which all workers hold the newest tensors and their ledger.
 
         It may be called again if a further loss interrupts what follows.
 
-        Args:
-            settled: see :class:`Standing`.
-            describe: returns what is to be known beside the tensors, as JSON values.
-            require_same: raises GatdistError if a worker that joins can't continue from that.
-
         Raises:
             RetryableError: this worker can't continue.
+            DataError: this worker joins, and has other data.
             RuntimeError: one more worker was lost meanwhile.
         """
-        members, change = self._members, self.transition
+        members, ledger, change = self._members, self._ledger, self.transition
         self._progress.enter("members")
         with self._progress.lengthy():
             cause = members.change()
@@ -234,16 +245,17 @@ class Epochs:
         here.rank = members.rank
         if self.step_start.undo():
             change.undid, change.lost_from_s = True, self.step_start.began_s
-        reached = (self._state.samples_seen, settled) if self.is_whole else NOTHING
+        reached = (self._state.samples_seen, ledger.settled) if self.is_whole else NOTHING
         mine = Standing(reached, self._place, self.writes, change.undid)
-        agreement = agree(members, mine, describe)
+        agreement = agree(members, mine, ledger.handover)
         change.steps_undone, change.undid = change.steps_undone or agreement.steps_undone, False
         if members.is_joining:
-            require_same(agreement.state)
+            ledger.require_same_data(agreement.state)
         if len(agreement.sources) < members.world_size:
             self.is_whole = members.rank in agreement.sources
             self._progress.enter("heal")
             self._state.share(agreement.sources)
         require_equal_replicas(self._state.tensors(), members)
         self.is_whole, members.is_joining = True, False
+        ledger.take_over(agreement.state, agreement.settled)
         return agreement

@@ -16,6 +16,7 @@ from gatdist.game import UpdateRule
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer, WorkerTimes, find_stragglers
 from gatdist.parallel.communicator import Communicator
+from gatdist.training.ledger import Ledger
 from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit
 from gatdist.training.state import TrainState
@@ -30,7 +31,6 @@ class LogInterval:
     Attributes:
         statistics: receives the values of a step.
         timer: times its phases.
-        wall_time_s: training time over all attempts.
         steps_between_polls: steps between checks for a request to stop; identical on every rank.
         is_uneven: whether workers may have made different numbers of steps.
     """
@@ -40,17 +40,17 @@ class LogInterval:
         config: Config,
         comm: Communicator,
         state: TrainState,
+        ledger: Ledger,
         rule: UpdateRule,
         dataset: Dataset,
         emit: Emit,
         progress: Progress,
     ) -> None:
-        self._config, self._comm, self._state, self._rule = config, comm, state, rule
-        self._dataset = dataset
+        self._config, self._comm, self._state, self._ledger = config, comm, state, ledger
+        self._rule, self._dataset = rule, dataset
         self._emit = emit
         self.statistics = Statistics(comm.device)
         self.timer = PhaseTimer(comm.device, on_enter=progress.enter)
-        self.wall_time_s = 0.0
         self.steps_between_polls = 1
         self._notes: list[str] = []
         self._reported: set[str] = set()
@@ -92,7 +92,7 @@ class LogInterval:
         if self.is_uneven and not any(self._comm.all_gather_object(self._steps)):
             return {}
         elapsed_s = time.perf_counter() - self._began
-        self.wall_time_s += elapsed_s
+        self._ledger.wall_time_s += elapsed_s
         # Means of the workers' clocks, so that decisions are identical on every rank.
         seconds = {}
         if self._steps:
@@ -126,7 +126,7 @@ class LogInterval:
         values |= {
             "samples_seen": self._state.samples_seen,
             "world_size": workers,
-            "wall_time_s": self.wall_time_s,
+            "wall_time_s": self._ledger.wall_time_s,
         }
         self._gather(values, seconds)
         return values

@@ -34,10 +34,10 @@ class Measured(CheckpointInterval):
 
 
 def train(comm, folder):
-    from gatdist.training import loop
+    from gatdist.training import ledger
 
     Measured.rank, Measured.chosen = comm.rank, []
-    loop.CheckpointInterval = Measured
+    ledger.CheckpointInterval = Measured
     run(load_config("digits", SETTINGS), comm, Store(folder))
     return Measured.chosen
 

@@ -44,12 +44,12 @@ def once(name):
     return True
 """
 LOAD = """
-from gatdist.training.loop import _Loop
-def load(self, original=_Loop._load_newest):
-    if self.state.samples_seen and self.comm.rank == {rank} and once("load"):
+from gatdist.training.run_files import RunFiles
+def load(self, original=RunFiles.load_newest):
+    if self._state.samples_seen and here.rank == {rank} and once("load"):
         kill()
     return original(self)
-_Loop._load_newest = load
+RunFiles.load_newest = load
 """
 # Worker 2 is lost in a collective whose result worker 1 gets, but worker 0 does not.
 HALF = """
@@ -137,7 +137,7 @@ def test_the_last_checkpoint_without_evaluations(tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "name", "function", "step"),
-    [("log_interval", "LogInterval", "summary", 5), ("loop", "Evaluator", "__call__", 10)],
+    [("log_interval", "LogInterval", "summary", 5), ("averaged", "Evaluator", "__call__", 10)],
 )
 def test_what_worker_0_has_not_completed(module, name, function, step, undisturbed, tmp_path):
     """Worker 1 has, so that it is not done again."""
