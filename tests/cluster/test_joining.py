@@ -129,7 +129,8 @@ def test_a_run_grows_and_loses_two_workers_at_once(address, undisturbed, tmp_pat
         (tmp_path / "node").mkdir()
         add_node(address, 3, tmp_path / "node")
         run.wait_for("continuing with 4 workers")
-        wait_until(lambda: (tmp_path / "pid-3").exists(), "a step of four workers")
+        files = [tmp_path / f"pid-{rank}" for rank in range(4)]
+        wait_until(lambda: all(file.exists() for file in files), "a step of four workers")
         run.kill(1)
         run.kill(3)
         run.wait_for("continuing with 4 workers", "continuing with 2 workers", "with 4 workers")
