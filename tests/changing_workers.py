@@ -22,7 +22,6 @@ from gatdist.runs import Checkpoints
 from gatdist.storage import Store
 
 PRELOADED = ["pytest", "hypothesis", "torch.distributed", "gatdist.training.loop"]
-PATIENCE_S = 10.0
 
 
 _KILLS = """
@@ -69,15 +68,15 @@ class Served:
         self._stops = False
 
     def begin(self, sizes: list[int], members: list[str]) -> None:
-        self._roster = Roster(sizes, members, PATIENCE_S)
+        self._roster = Roster(sizes, members)
 
     def arrive(self, worker: str, meets_at: tuple[str, int]) -> None:
         with self._lock:
-            self._roster.arrive(worker, meets_at, worker, time.monotonic())
+            self._roster.arrive(worker, meets_at, worker)
 
     def lose(self, worker: str) -> None:
         with self._lock:
-            self._roster.lose(worker, time.monotonic(), f"{worker} died")
+            self._roster.lose(worker, f"{worker} died")
 
     def leave(self, worker: str) -> None:
         with self._lock:
@@ -90,7 +89,7 @@ class Served:
 
     def seat(self, worker: str) -> tuple[Seat | None, bool]:
         with self._lock:
-            self._roster.look(time.monotonic())
+            self._roster.look()
             return self._roster.seat(worker), self._roster.is_member(worker)
 
     def orders(self, worker: str, phase: str, step: int) -> tuple[int, bool, bool, bool]:

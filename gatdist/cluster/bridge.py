@@ -21,8 +21,6 @@ Orders = dict[str, Any]
 _NO_ORDERS: Orders = {"stop": False, "stacks": 0}
 # Ray restarts a mailbox within seconds.
 _ANSWER_S = 60.0
-# How long workers of an epoch that has ended may take to arrive for the next one.
-_PATIENCE_S = 5.0
 
 
 class DriverUpdate(NamedTuple):
@@ -36,6 +34,7 @@ class DriverUpdate(NamedTuple):
     controllers: dict[int, Any]  # handles of Ray Train's, by the number of its run, once it starts
     waiting: int  # workers that are ready to join
     members: list[str]  # of the present epoch, without those lost; empty if there are no epochs
+    late: list[str]  # of them who have not arrived for the next epoch, once theirs has ended
     is_between: bool  # whether that epoch has ended, and the next one has not begun
 
 
@@ -84,7 +83,7 @@ class Mailbox:
         if self._roster:
             if orders["stop"]:
                 self._roster.accept_any_size()
-            self._roster.look(now)
+            self._roster.look()
         members = self._roster.present if self._roster else []
         present = [*self._heartbeats.values()]
         if self._roster and members:  # by their new ranks, which their last heartbeats may lack
@@ -115,6 +114,7 @@ class Mailbox:
             self._controllers,
             self._roster.num_joining if self._roster else 0,
             members,
+            self._roster.late if self._roster else [],
             self._roster is not None and self._roster.has_ended,
         )
 
@@ -128,7 +128,7 @@ class Mailbox:
                 if actor := self._actors.pop(worker, None):
                     ray.kill(actor)
                 self._heartbeats.pop(worker, None)
-                self._roster.lose(worker, time.monotonic(), cause)
+                self._roster.lose(worker, cause)
 
     def leave(self, launch: int, workers: list[str], cause: str) -> None:
         """Let workers leave at the end of a step, as soon as the others suffice."""
@@ -166,16 +166,16 @@ class Mailbox:
         (self._actors[worker],) = actor
 
     def _enroll(self, sizes: list[int], workers: list[str]) -> None:
-        self._roster = Roster(sizes, workers, _PATIENCE_S)
+        self._roster = Roster(sizes, workers)
 
     def _arrive(self, worker: str, meets_at: Address, host: str) -> None:
         if self._roster:
-            self._roster.arrive(worker, meets_at, host, time.monotonic())
+            self._roster.arrive(worker, meets_at, host)
 
     def _seat(self, worker: str) -> tuple[Seat | None, bool, bool]:
         if not self._roster:  # a mailbox that was restarted
             return None, False, self._outcome is not None
-        self._roster.look(time.monotonic())
+        self._roster.look()
         is_member = self._roster.is_member(worker)
         return self._roster.seat(worker), is_member, self._outcome is not None
 

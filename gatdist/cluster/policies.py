@@ -243,6 +243,18 @@ def straggler_report(
     return _report(working or behind, for_s, "made no progress")
 
 
+def overdue(
+    cluster: ClusterConfig, late: Sequence[str], heartbeats: Sequence[Heartbeat]
+) -> list[Heartbeat]:
+    """Return those of the ``late`` workers, by Ray's ids, that have hung while others wait."""
+    lengthy_s = max(0.0, cluster.startup_timeout_s - cluster.heartbeat_timeout_s)
+    return [
+        one
+        for one in heartbeats
+        if one.actor in late and one.still_s - lengthy_s * one.lengthy > cluster.heartbeat_timeout_s
+    ]
+
+
 def _missing(heartbeats: Sequence[Heartbeat]) -> list[Heartbeat]:
     """Return the workers that have not reached the first collective that is not complete.
 

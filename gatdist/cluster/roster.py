@@ -31,19 +31,16 @@ class Arrival(NamedTuple):
 
     meets_at: Address  # where the others could meet, if it becomes rank 0
     host: str
-    since_s: float
 
 
 class Roster:
     """Decides who the workers of the next epoch are.
 
-    Workers are named by any string that is never used again. The clock is that of ``now_s``.
+    Workers are named by any string that is never used again.
 
     Args:
         sizes: numbers of workers that an epoch may have, ascending.
         members: workers of the first epoch, by rank, whom the launcher connects.
-        patience_s: how long workers of an epoch that has ended may take to arrive; then they count
-            as lost.
 
     Attributes:
         epoch: number of the present epoch, from 1.
@@ -51,10 +48,8 @@ class Roster:
         lost: all workers that do not take part any more.
     """
 
-    def __init__(
-        self, sizes: Sequence[int], members: Sequence[str] = (), patience_s: float = 5.0
-    ) -> None:
-        self._sizes, self._patience_s = tuple(sizes), patience_s
+    def __init__(self, sizes: Sequence[int], members: Sequence[str] = ()) -> None:
+        self._sizes = tuple(sizes)
         self.epoch, self.members = 1, list(members)
         self.lost: set[str] = set()
         self._leaving: set[str] = set()
@@ -63,20 +58,20 @@ class Roster:
         self._seats: dict[str, Seat] = {}
         self._causes: dict[str, None] = {}  # of the next epoch, each once
 
-    def arrive(self, worker: str, meets_at: Address, host: str, now_s: float) -> None:
+    def arrive(self, worker: str, meets_at: Address, host: str) -> None:
         """Let a worker wait for the next epoch."""
         self._seats.pop(worker, None)
         if worker in self.lost:
             return
-        self._waiting[worker] = Arrival(meets_at, host, now_s)
-        self.look(now_s)
+        self._waiting[worker] = Arrival(meets_at, host)
+        self.look()
 
-    def lose(self, worker: str, now_s: float, cause: str = "") -> None:
+    def lose(self, worker: str, cause: str = "") -> None:
         """Take note that a worker has died, or must not continue, and why."""
         self._blame(worker, cause)
         self.lost.add(worker)
         self._waiting.pop(worker, None)
-        self.look(now_s)
+        self.look()
 
     def leave(self, worker: str, cause: str = "") -> None:
         """Let a worker leave at the end of a step, as soon as the others suffice, and say why."""
@@ -140,30 +135,21 @@ class Roster:
         out = {*self.members} | self.lost | self._leaving
         return [worker for worker in self._waiting if worker not in out]
 
-    def look(self, now_s: float) -> None:
+    @property
+    def late(self) -> list[str]:
+        """Workers of an epoch that has ended who have not arrived for the next one."""
+        return [w for w in self.present if w not in self._waiting] if self.has_ended else []
+
+    def look(self) -> None:
         """Begin the next epoch if its workers are complete."""
-        if not self.has_ended:
+        if not self.has_ended or self.late:
             return
-        stay = self.present
-        late = [w for w in stay if w not in self._waiting]
-        if late:
-            arrived = [self._waiting[w].since_s for w in stay if w in self._waiting]
-            if not arrived or now_s - min(arrived) < self._patience_s:
-                return
-            for worker in late:
-                rank = self.members.index(worker)
-                self._blame(worker, f"worker {rank} did not answer for {self._patience_s:g} s")
-            self.lost.update(late)
-            stay = [w for w in stay if w not in late]
-        if not stay:
-            return
-        new = self._joining
+        stay, new = self.present, self._joining
         if self._can_do_without_leaving:
             stay = self._staying
         size = self._size(len(stay) + len(new))
-        if not size:
-            return
-        self._begin(_ranked(self.members, stay, new[: max(0, size - len(stay))], size))
+        if stay and size:
+            self._begin(_ranked(self.members, stay, new[: max(0, size - len(stay))], size))
 
     def _size(self, available: int) -> int:
         return max((size for size in self._sizes if size <= available), default=0)

@@ -249,6 +249,10 @@ class Launch:
                 return error
         if update.is_between:
             self._between_since = self._between_since or now
+            if late := policies.overdue(self._cluster, update.late, update.heartbeats):
+                which = " and ".join(map(str, late))
+                why = f"{which} did not follow the others within cluster.heartbeat_timeout_s"
+                return self._without({one.actor for one in late}, update, why)
             waited_s = now - self._between_since
             if waited_s > self._cluster.wait_for_workers_s and not self.stop_reason:
                 self._ask_to_stop(f"no replacement for a lost worker within {waited_s:.0f} s")

@@ -14,6 +14,7 @@ from gatdist.cluster.policies import (
     largest,
     needs_of,
     num_to_start,
+    overdue,
     room_for,
     size_to_launch,
     straggler_report,
@@ -167,7 +168,7 @@ def heartbeat(
     lengthy=False,
     flight=None,
 ):
-    about = (rank, f"w{rank}", "n", "a", 100 + rank, phase, 3, num_phases)
+    about = (rank, f"w{rank}", "n", f"a{rank}", 100 + rank, phase, 3, num_phases)
     return Heartbeat(*about, silent, still, waits, lengthy, flight=flight)
 
 
@@ -292,3 +293,17 @@ class WorkerError(Exception):
 )
 def test_last_meaningful_line_of_a_failure_is_shown(text, line):
     assert summary(WorkerError(text)) == line
+
+
+def test_workers_that_do_not_follow_the_others_are_given_up():
+    """Unless they work: a step or the start of one may take its time."""
+    cluster = ClusterConfig(heartbeat_timeout_s=120, startup_timeout_s=1800)
+    ones = [
+        heartbeat(0, still=500),  # has arrived
+        heartbeat(1, still=119),
+        heartbeat(2, still=121),
+        heartbeat(3, still=1700, lengthy=True),
+        heartbeat(4, still=1900, lengthy=True),
+    ]
+    late = [one.actor for one in ones[1:]]
+    assert [one.rank for one in overdue(cluster, late, ones)] == [2, 4]
