@@ -28,7 +28,7 @@ from gatdist.common.position import here
 IMPORT = f"""
 import sys
 sys.path.append({str(Path(__file__).parent)!r})
-from fault_injection import fail_at, here
+from fault_injection import always_at, fail_at, here
 """
 
 
@@ -50,6 +50,7 @@ class _Fault:
 
 
 _waiting: list[_Fault] = []
+_always: list[tuple[str, Callable[[], object]]] = []
 
 
 def fail_at(
@@ -73,7 +74,16 @@ def fail_at(
     _waiting.append(_Fault(place, action, rank, step, attempt))
 
 
+def always_at(place: str, action: Callable[[], object]) -> None:
+    """Call ``action`` each time that ``place`` is reached."""
+    position.hook = _reached
+    _always.append((place, action))
+
+
 def _reached(place: str) -> None:
+    for at, action in _always:
+        if at == place:
+            action()
     for fault in list(_waiting):
         if fault.is_due(place):
             _waiting.remove(fault)

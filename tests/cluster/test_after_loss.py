@@ -87,8 +87,7 @@ def test_an_elastic_run_goes_on_at_once_and_takes_the_replacement(
 ):
     faults = """
 fail_at("discriminator", once(kill), rank=0, step=20, attempt=None)
-for step in range(20, 110):
-    fail_at("data", slowly, step=step, attempt=2)
+always_at("data", lambda: here.attempt == 2 and here.step >= 20 and slowly())
 """
     status, errors = finish(start(tmp_path, faults, "--workers", "1:2"))
     assert status == 0, errors

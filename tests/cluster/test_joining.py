@@ -37,11 +37,10 @@ SETTINGS = [
 ]
 # Each worker leaves its process id, and slows the run down until the test is done with it.
 PLUGIN = """
-def slowly(step):
+def slowly():
     (folder / f"pid-{here.rank}").write_text(str(os.getpid()))
-    if step > 10 and not (folder / "hurry").exists(): time.sleep(0.5)
-for step in range(120):
-    fail_at("data", lambda step=step: slowly(step), step=step, attempt=None)
+    if here.step > 10 and not (folder / "hurry").exists(): time.sleep(0.5)
+always_at("data", slowly)
 """
 
 

@@ -17,13 +17,11 @@ pytestmark = pytest.mark.hosts
 
 # Each worker writes when it begins a step; one that works alone waits for the host to come back.
 STEPS = """
-from gatdist.common import position
-def begin(step):
+def begin():
     with open(folder / "steps", "a") as file:
-        file.write(f"{step} {time.time()}\\n")
-    if step > 100 and not (folder / "joined").exists(): time.sleep(0.2)
-for step in range(300):
-    fail_at("data", lambda step=step: begin(step), step=step, attempt=None)
+        file.write(f"{here.step} {time.time()}\\n")
+    if here.step > 100 and not (folder / "joined").exists(): time.sleep(0.2)
+always_at("data", begin)
 """
 
 
