@@ -34,12 +34,10 @@ from typing import Any
 from benchmarks.case import gatdist_command, parser, save
 from benchmarks.hosts import Host, Hosts, why_not
 from benchmarks.runs_on_hosts import SETTINGS, Beat, HostsRun, Worker, gaps, lives, until
-from gatdist.config import ClusterConfig
 from gatdist.monitor.figures import figure
 from gatdist.runs.inspection import digest
 
 BATCH, TICK = 64, 8192
-AFTER_LOSS = ClusterConfig.model_fields["after_loss"].default
 TRAINING = [
     f"run.global_batch={BATCH}",
     f"run.log_every_samples={TICK}",
@@ -61,7 +59,7 @@ def main() -> None:
     options.add_argument("--minutes", type=float, default=60.0)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--every", default="60:120", help="seconds between faults, LOW:HIGH")
-    options.add_argument("--after-loss", choices=["restart", "continue"], default=AFTER_LOSS)
+    options.add_argument("--after-loss", choices=["restart", "continue"], default="continue")
     options.add_argument("--faults", default=",".join(FAULTS), help="names (default: all)")
     options.add_argument("--check", type=Path, help="a result: only train its reference")
     options.add_argument("--reference-s", type=float, default=3 * 3600.0, help="its longest time")

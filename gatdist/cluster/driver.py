@@ -60,11 +60,12 @@ class Driver:
         log: Path,
         interrupts: Interrupts,
     ) -> None:
-        self.config, self.sizes, self.run_dir, self.log = config, sizes, run_dir, log
+        self.sizes, self.run_dir, self.log = sizes, run_dir, log
         self._console, self._interrupts = console, interrupts
         joined = bool(config.cluster.address)  # a Ray that was started here has no autoscaler
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.needs = policies.needs_of(config.cluster, has, grows=joined and may_grow())
+        self.config = config = policies.resolved(config, self.needs)
         self.bridge = Bridge()
         self.metrics = Metrics(config, run_dir)
         self.recovery = policies.Recovery(config.cluster.max_failures)

@@ -73,14 +73,12 @@ def membership_of(
     config: Config, device: Any, channel: RosterChannel, *, is_joining: bool
 ) -> RosterMembership:
     """Return the membership of this worker, whom Ray Train's backend has connected if it starts."""
-    automatic = "nccl" if device.type == "cuda" else "gloo"
-    backend = automatic if config.cluster.backend == "auto" else config.cluster.backend
 
     def form(seat: Seat) -> tuple[Communicator, Callable[[], None]]:
         if seat.world_size == 1:
             return LocalCommunicator(device), lambda: None
         abort = join(
-            backend,
+            config.cluster.backend,
             device,
             rank=seat.rank,
             world_size=seat.world_size,

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gatdist.common.errors import ClusterError, GatdistError, RetryableError
-from gatdist.config import ClusterConfig
+from gatdist.common.errors import ClusterError, ConfigError, GatdistError, RetryableError
+from gatdist.config import ClusterConfig, Config
 
 _FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 30.0
 _HOUR_S = 3600.0
@@ -43,6 +43,29 @@ def needs_of(
             )
     needs = {"CPU": float(cluster.cpus_per_worker)} | cluster.resources_per_worker
     return needs | ({"GPU": float(gpus)} if gpus else {})
+
+
+def resolved(config: Config, needs: Mapping[str, float]) -> Config:
+    """Return the configuration without ``auto`` in ``cluster``, for workers with these resources.
+
+    Raises ConfigError for spares of a run that a loss restarts.
+    """
+    cluster = config.cluster
+    backend = cluster.backend
+    if backend == "auto":
+        backend = "nccl" if "GPU" in needs else "gloo"
+    after_loss = cluster.after_loss
+    if after_loss == "auto":
+        after_loss = "restart" if backend == "nccl" else "continue"
+    if cluster.spares and after_loss == "restart":
+        raise ConfigError(
+            "cluster.spares",
+            "needs cluster.after_loss = 'continue'",
+            value=cluster.spares,
+            hint="With NCCL, that is not the default, since it has never been run",
+        )
+    chosen = cluster.model_copy(update={"backend": backend, "after_loss": after_loss})
+    return config.model_copy(update={"cluster": chosen})
 
 
 def room_for(needs: Mapping[str, float], hosts: Sequence[Mapping[str, float]]) -> int:

@@ -79,12 +79,11 @@ class RayTrain(threading.Thread):
         self.num_workers = num_workers
         self.error: BaseException | None = None
         cluster = config.cluster
-        automatic = "nccl" if "GPU" in needs else "gloo"
         self._trainer = _Trainer(
             work,
             train_loop_config={"bridge": bridge, "reason": reason},
             torch_config=_TorchConfig(
-                backend=automatic if cluster.backend == "auto" else cluster.backend,
+                backend=cluster.backend,
                 timeout_s=int(cluster.heartbeat_timeout_s + _GRACE_S),
                 bridge=bridge,
                 first=first,

@@ -487,13 +487,14 @@ class ClusterConfig(Section):
     max_failures: NonNegativeInt = 8
     """Failures that a run tolerates without progress between them: a new step of workers that
     continue, or a new checkpoint. One more ends it."""
-    after_loss: Literal["restart", "continue"] = "continue"
+    after_loss: Literal["auto", "restart", "continue"] = "auto"
     """What follows the loss of a worker. ``continue``: the others repeat the step in progress, at
     once if ``workers`` allows their number, else with a replacement. ``restart``: all workers start
-    again from the last checkpoint."""
+    again from the last checkpoint. ``auto``: ``continue`` with Gloo, ``restart`` with NCCL, where
+    ``continue`` has never been run."""
     spares: NonNegativeInt = 0
     """Workers beyond ``workers`` that are started where there is room, and wait with everything
-    loaded to take the place of a lost one. Needs ``after_loss`` ``continue``."""
+    loaded to take the place of a lost one. Not with ``after_loss`` ``restart``."""
     wait_for_workers_s: NonNegativeFloat = 600.0
     """Seconds to wait for hosts to come back or, with an autoscaler, to be added."""
 

@@ -15,6 +15,7 @@ from gatdist.cluster.policies import (
     needs_of,
     num_to_start,
     overdue,
+    resolved,
     room_for,
     size_to_launch,
     straggler_report,
@@ -72,6 +73,23 @@ def test_workers_are_started_for_the_largest_size_and_as_spares(sizes, present, 
 def test_spares_are_for_runs_that_continue():
     with refused(ConfigError, "cluster.spares"):
         load_config("digits", ["cluster.spares=1", "cluster.after_loss=restart"])
+    with refused(ConfigError, "cluster.spares"):
+        resolved(load_config("digits", ["cluster.spares=1"]), {"CPU": 1.0, "GPU": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "needs", "backend", "after_loss"),
+    [
+        ([], {"CPU": 1.0}, "gloo", "continue"),
+        ([], {"CPU": 1.0, "GPU": 1.0}, "nccl", "restart"),
+        (["cluster.backend=gloo"], {"CPU": 1.0, "GPU": 1.0}, "gloo", "continue"),
+        (["cluster.after_loss=continue"], {"CPU": 1.0, "GPU": 1.0}, "nccl", "continue"),
+        (["cluster.after_loss=restart"], {"CPU": 1.0}, "gloo", "restart"),
+    ],
+)
+def test_what_follows_a_loss_depends_on_the_backend(settings, needs, backend, after_loss):
+    found = resolved(load_config("digits", settings), needs).cluster
+    assert (found.backend, found.after_loss) == (backend, after_loss)
 
 
 @given(

@@ -11,7 +11,9 @@ from typing import Any
 from gatdist.bench.processes import Report
 from gatdist.common.errors import GatdistError
 from gatdist.config import Config, load_config
+from gatdist.runs import read_lines
 from gatdist.runs.changes import CHANGES_FILE
+from gatdist.storage import Store
 
 # Trains a run and returns its outcome.
 Train = Callable[[Config, str], dict[str, Any]]
@@ -87,11 +89,13 @@ def _recovery(
     )
     with chdir(folder):  # where workers look for plugins
         train(config, str(folder / "run"))
-    killed, moves, changes = folder / "killed", folder / "moves", folder / f"run/{CHANGES_FILE}"
-    if not (killed.exists() and moves.exists() and changes.exists()):
-        raise GatdistError("no worker was killed, or the others did not continue")
-    lines = map(json.loads, changes.read_text().splitlines())
-    repeated = sum(line["steps_undone"] for line in lines)
+    killed, moves = folder / "killed", folder / "moves"
+    if not (killed.exists() and moves.exists()):
+        raise GatdistError("no worker was killed, or no new step followed")
+    store = Store(str(folder / "run"))
+    repeated = sum(line["steps_undone"] for line in read_lines(store, CHANGES_FILE))
+    for start in read_lines(store, "attempts.jsonl")[1:]:
+        repeated += _KILL_STEP - int(start["resumed_from"] or 0) // batch
     return moves.stat().st_mtime - killed.stat().st_mtime, repeated
 
 

@@ -29,7 +29,7 @@ from gatdist.bench.simulate.units import (
     share,
 )
 from gatdist.common.errors import ConfigError
-from gatdist.config import ClusterConfig, Section
+from gatdist.config import Section
 
 
 def _refuse_both(section: str, it: BaseModel, one: str, other: str) -> None:
@@ -293,7 +293,7 @@ class Run(Section):
         undisturbed_hours: Instead, hours of steps at each number of workers.
         min_workers: Fewest workers to continue with; default: all.
         after_loss: Whether a lost worker or host makes all workers restart from the last
-            checkpoint, or the others continue; see ``cluster.after_loss``, whose default it has.
+            checkpoint, or the others continue; see ``cluster.after_loss``.
         grow: If all workers restart, whether a host that returns joins at once, which takes a
             checkpoint and a restart (as in ``gatdist train``), or at the next restart.
     """
@@ -301,7 +301,7 @@ class Run(Section):
     total_samples: Count | None = None
     undisturbed_hours: Hours | None = None
     min_workers: Workers | None = None
-    after_loss: Literal["restart", "continue"] = ClusterConfig.model_fields["after_loss"].default
+    after_loss: Literal["restart", "continue"] = "continue"
     grow: Literal["at_once", "at_restarts"] = "at_once"
 
     @model_validator(mode="after")
