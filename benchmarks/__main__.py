@@ -19,7 +19,7 @@ from benchmarks.records import Record
 
 NAMES = (
     *("games", "ring", "modes", "batch_norm", "overlap", "using", "startup", "cores"),
-    *("recovery", "after_loss", "soak", "simulation", "fuzz", "data", "clips", "storage"),
+    *("recovery", "after_loss", "undo", "soak", "simulation", "fuzz", "data", "clips", "storage"),
     "conditional",
 )
 PRESETS = ("digits", "digits-conditional", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2")

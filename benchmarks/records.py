@@ -235,6 +235,16 @@ def _after_loss(found: Found) -> list[Line]:
     return lines
 
 
+def _undo(found: Found) -> list[Line]:
+    pairs = zip(found["times_s"]["undoable"], found["times_s"]["plain"], strict=True)
+    ratios = [undoable / plain for undoable, plain in pairs]
+    spread = (
+        f"{_number(min(ratios))} to {_number(max(ratios))} ×, copy {_number(found['copy_s'])} s"
+    )
+    what = "step of DCGAN-64 on two workers that can be undone, compared with one that can't"
+    return [Line(what, f"{_number(median(ratios))} ×", spread)]
+
+
 def _startup(found: Found) -> list[Line]:
     return [Line(one["what"], *_seconds(one["seconds"])) for one in found["cases"]]
 
@@ -282,6 +292,7 @@ REPORTERS: dict[str, Callable[[Found], list[Line]]] = {
     "startup": _startup,
     "recovery": _recovery,
     "after_loss": _after_loss,
+    "undo": _undo,
     "soak": _soak,
     "using": _using,
     "gpu": _gpu,
