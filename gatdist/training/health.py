@@ -12,7 +12,6 @@ from torch import Tensor
 
 from gatdist.config import ConvergenceConfig, HealthConfig, PlayerName
 from gatdist.monitor.numbers import percent
-from gatdist.runs.changes import CHANGES_FILE
 
 # A norm is compared with the mean of at least this many others.
 _WARM_UP_STEPS = 100
@@ -168,7 +167,7 @@ def time_lost(config: HealthConfig, before: float, now: float) -> str:
     return (
         f"changes of workers and the steps that they undid have taken {percent(now)} of an hour, "
         f"more than health.lost_share = {config.lost_share:g}: the hosts are unreliable. "
-        f"{CHANGES_FILE} and gatdist inspect show the causes; use other hosts, or fewer"
+        "gatdist inspect shows the causes; use other hosts, or fewer"
     )
 
 
