@@ -139,7 +139,10 @@ class Ledger:
 
     def load(self, saved: dict[str, Any]) -> None:
         """Restore the state of a checkpoint, which has its ``attempt``, too."""
+        before = [row for row in self.rows if row["samples_seen"] <= saved["samples_seen"]]
         self._restore(saved)
+        if before:  # else they would count as not logged, after a rollback
+            self.rows = deque(before, maxlen=_KEPT_ROWS)
         self.evaluated_attempt = saved["attempt"]
         self.settled = self._state.samples_seen
 
@@ -147,6 +150,7 @@ class Ledger:
         """Return what the workers of a new epoch are to know, as JSON values."""
         return self.state() | {
             "unwritten_metrics": [*self.rows],
+            "evaluated_attempt": self.evaluated_attempt,
             "evaluated": self.evaluated,
             "over": self.over,
             "changes": [*self.changes],
@@ -155,7 +159,8 @@ class Ledger:
     def take_over(self, given: dict[str, Any], settled: int) -> None:
         """Continue from what :meth:`handover` has returned on one of the workers."""
         self._restore(given)
-        self.evaluated, self.over, self.settled = given["evaluated"], given["over"], settled
+        self.evaluated_attempt, self.evaluated = given["evaluated_attempt"], given["evaluated"]
+        self.over, self.settled = given["over"], settled
         self.changes = deque(given["changes"], maxlen=_KEPT_ROWS)
 
     def require_same_data(self, given: dict[str, Any]) -> None:

@@ -220,8 +220,8 @@ class _Loop:
             statistics, timer = self.interval.statistics, self.interval.timer
             # After a change of workers, what followed the last step may be still to be done.
             over = self.ledger.settled < self.state.samples_seen and self._settle()
-            over = over or self._stops_between_epochs()
-            while not over and not self.changes_members:
+            over = over or (not self.rolls_back and self._stops_between_epochs())
+            while not (over or self.changes_members or self.rolls_back):
                 if self.epochs:
                     self.epochs.step_start.begin()
                 with self.profiler.step(self.ledger.steps_made):
@@ -240,9 +240,9 @@ class _Loop:
                     over = self._settle()
                 if self.profiler.is_due(self.ledger.steps_made):
                     self._write_profile()
-                if self.rolls_back:
-                    self._roll_back()
-                    return False
+        if self.rolls_back:
+            self._roll_back()
+            return False
         if self.changes_members and not over:
             self._change_members()
         return over
@@ -395,6 +395,7 @@ class _Loop:
             self.files.load_newest()
         if self.epochs:
             self.epochs.step_start.end()
+        self.rolls_back = False
         self.state.rollbacks = rollbacks
         self.ledger.counted = self.ledger.counts()
         self.interval.statistics.clear()

@@ -161,7 +161,8 @@ class RunFiles:
         self._ledger.load(saved)
         here.step = self._ledger.steps_made
         self._progress.start(self._state.samples_seen)
-        self._committed = -1
+        is_evaluated_next = self._ledger.evaluating is not None
+        self._committed = self._state.samples_seen if is_evaluated_next else -1
         return True
 
     def commit(self, *, must: bool = True) -> None:
@@ -222,6 +223,8 @@ class RunFiles:
         here.attempt = self._comm.broadcast_object(self.directory.attempt)
         if not agreement.is_written:
             self._commit_anew()
+        elif self._ledger.evaluating is not None:  # perhaps the loss has prevented its checkpoint
+            self.commit()
 
     def record_change(self, change: Change) -> None:
         """Let all workers know the change as worker 0 has seen it, which records it."""
