@@ -32,10 +32,11 @@ class DriverUpdate(NamedTuple):
     outcome: dict[str, Any] | None  # what the training loop returned
     failure: tuple[str, str] | None  # class and message of a worker's first GatdistError
     controllers: dict[int, Any]  # handles of Ray Train's, by the number of its run, once it starts
-    waiting: int  # workers that are ready to join
+    waiting: dict[str, str]  # nodes of the workers that are ready to join, by worker
     members: list[str]  # of the present epoch, without those lost; empty if there are no epochs
     late: list[str]  # of them who have not arrived for the next epoch, once theirs has ended
     is_between: bool  # whether that epoch has ended, and the next one has not begun
+    epoch: int  # its number; 0 if there are no epochs
 
 
 class Mailbox:
@@ -112,11 +113,16 @@ class Mailbox:
             self._outcome,
             self._failure,
             self._controllers,
-            self._roster.num_joining if self._roster else 0,
+            self._waiting(),
             members,
             self._roster.late if self._roster else [],
             self._roster is not None and self._roster.has_ended,
+            self._roster.epoch if self._roster else 0,
         )
+
+    def _waiting(self) -> dict[str, str]:
+        joining = self._roster.joining if self._roster else []
+        return {worker: self._heartbeats.get(worker, {}).get("node", "") for worker in joining}
 
     def lose(self, launch: int, workers: list[str], cause: str) -> None:
         """Take note that workers have died, or must not continue, and end their processes.
@@ -172,12 +178,18 @@ class Mailbox:
         if self._roster:
             self._roster.arrive(worker, meets_at, host)
 
-    def _seat(self, worker: str) -> tuple[Seat | None, bool, bool]:
+    def _seat(self, worker: str) -> tuple[Seat | None, bool, bool, bool]:
+        is_over, stops = self._outcome is not None, bool(self._orders["stop"])
         if not self._roster:  # a mailbox that was restarted
-            return None, False, self._outcome is not None
+            return None, False, is_over, stops
         self._roster.look()
-        is_member = self._roster.is_member(worker)
-        return self._roster.seat(worker), is_member, self._outcome is not None
+        return self._roster.seat(worker), self._roster.is_member(worker), is_over, stops
+
+    def _withdraw(self, worker: str) -> None:
+        """Continue without a worker that can't join; its process goes on."""
+        self._heartbeats.pop(worker, None)
+        if self._roster:
+            self._roster.lose(worker)
 
     def _stack(self, worker: str, rank: int, fields: dict[str, Any]) -> None:
         if not self._roster or worker in self._roster.members:  # others have no rank yet
@@ -188,7 +200,9 @@ class Mailbox:
         if self._roster:
             self._roster.end()
 
-    def _fail(self, kind: str, message: str) -> None:
+    def _fail(self, kind: str, message: str, worker: str = "") -> None:
+        if self._roster and worker in self._roster.lost:
+            return  # the others continue without it: a worker that was cut off, or has hung
         self._failure = self._failure or (kind, message)  # the first one causes the others
 
     def _control(self, number: int, controller: list[Any]) -> None:

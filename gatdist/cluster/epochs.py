@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from gatdist.cluster.membership import LeftBehindError, RosterMembership
 from gatdist.cluster.network import unused_port
 from gatdist.cluster.rendezvous import DAY_S, join, set_collective_timeout
 from gatdist.cluster.roster import Address, Seat
+from gatdist.common.errors import GatdistError, WorkerLostError
 from gatdist.config import Config
 from gatdist.parallel.communicator import Communicator, LocalCommunicator, TorchCommunicator
 
@@ -27,7 +29,7 @@ _CONNECT_S = 20.0
 abort_first: Callable[[], None] = lambda: None  # noqa: E731
 
 
-class RunIsOver(Exception):
+class RunIsOver(GatdistError):
     """The run has ended while this worker waited to join it."""
 
 
@@ -41,18 +43,19 @@ class RosterChannel:
 
     Attributes:
         due: whether the workers are to change, as of the last heartbeat.
+        stops: set once the driver orders a stop.
     """
 
     def __init__(self, bridge: Bridge, worker: str) -> None:
         self._bridge, self._worker = bridge, worker
-        self.due = False
+        self.due, self.stops = False, threading.Event()
 
     def arrive(self, meets_at: Address) -> None:
         host = f"{socket.gethostname()} ({meets_at[0]})"
         self._report("arrive", self._worker, meets_at, host)
 
     def seat(self) -> Seat | None:
-        seat, is_member, is_over = self._report("seat", self._worker)
+        seat, is_member, is_over, stops = self._report("seat", self._worker)
         if is_over:
             raise RunIsOver
         if not is_member:
@@ -60,13 +63,19 @@ class RosterChannel:
         if seat is None:
             return None
         self.due = False
+        if stops:  # an epoch of any size, whose workers must know before they train
+            self.stops.set()
         return Seat(*seat)
 
     def is_due(self) -> bool:
         return self.due
 
     def _report(self, what: str, *given: Any) -> Any:
-        return self._bridge.report(what, *given, timeout_s=_ANSWER_S)
+        try:
+            return self._bridge.report(what, *given, timeout_s=_ANSWER_S)
+        except ray.exceptions.RayError as error:
+            kind = type(error).__name__
+            raise WorkerLostError(f"the driver's mailbox did not answer ({kind})") from error
 
 
 def membership_of(

@@ -47,7 +47,7 @@ class RosterMembership(Membership):
         wait_s: how long to wait for an epoch.
 
     Attributes:
-        epoch: number of the present epoch.
+        epoch: number of the present epoch, or of the one that is about to form.
     """
 
     def __init__(
@@ -72,16 +72,19 @@ class RosterMembership(Membership):
         self._abort = lambda: None
         self._end()
         causes: dict[str, None] = {}
+        self.joins = False
         while True:
             self._channel.arrive(self._meets_at())
             seat = self._seat()
             causes[seat.cause] = None
+            self.joins = self.joins or seat.joins
+            self.epoch = seat.epoch  # before it forms: what was ordered in the last one is void
             try:
                 communicator, self._abort = self._form(seat)
             except ClusterError:  # one of them was lost meanwhile
                 self._end()
             else:
-                self.epoch, self.cause = seat.epoch, "; ".join(filter(None, causes))
+                self.cause = "; ".join(filter(None, causes))
                 return communicator
 
     def is_due(self) -> bool:

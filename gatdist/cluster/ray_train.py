@@ -21,7 +21,12 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from ray.train.v2._internal.execution.callback import (
+    ControllerCallback,
+    ReplicaGroupCallback,
+    WorkerGroupCallback,
+)
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
@@ -143,11 +148,12 @@ class _Trainer(TorchTrainer):
         return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
 
 
-class _Control(ControllerCallback, WorkerGroupCallback):
+class _Control(ControllerCallback, WorkerGroupCallback, ReplicaGroupCallback):
     """Sends the driver a handle of the controller, by which it can be ended.
 
-    If several workers are dead, it ends what Ray Train keeps of each before it replaces one: it
-    would send a message to the others, whose failure ends all workers.
+    If several workers are dead, it ends what Ray Train keeps of each before it replaces one, and
+    before it replaces the next one: it would send a message to the others, whose failure ends all
+    workers.
     """
 
     def __init__(self, bridge: Bridge, number: int) -> None:
@@ -161,6 +167,12 @@ class _Control(ControllerCallback, WorkerGroupCallback):
         self._group = worker_group
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        self._end_dead()
+
+    def after_replica_group_start(self, replica_group: Any) -> None:
+        self._end_dead()
+
+    def _end_dead(self) -> None:
         if self._group is None or not self._group.has_started():
             return
         replicas = self._group.get_replica_groups() or []
@@ -230,7 +242,10 @@ class _Replacing(_Preflight):
             self._has_started = True
             bridge.report("enroll", list(config.sizes), worker_group.execute(epochs.this_worker))
         elif config.joins or bridge.report("has_members"):
-            _let_join(worker_group, config)
+            try:
+                _let_join(worker_group, config)
+            except ray.exceptions.RayActorError as died:  # which Ray Train would not try again
+                raise WorkerGroupStartupFailedError("a worker died as it started") from died
         else:
             bridge.report("fail", WorkerLostError.__name__, "all workers died")
             raise WorkerLostError("all workers died")

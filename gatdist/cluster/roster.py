@@ -24,6 +24,7 @@ class Seat(NamedTuple):
     master: Address  # where rank 0 lets the workers meet
     hosts: Mapping[int, str]  # of all workers, by rank, for messages
     cause: str = ""  # why the workers have changed, for the user
+    joins: bool = False  # whether the worker was no member of the epoch before
 
 
 class Arrival(NamedTuple):
@@ -109,14 +110,9 @@ class Roster:
         """Whether the workers are to change at the end of a step."""
         if self.has_ended:
             return False
-        size = self._size(len(self._staying) + len(self._joining))
+        size = self._size(len(self._staying) + len(self.joining))
         leaves = bool(self._leaving & {*self.members})
         return size > len(self.members) or (leaves and self._can_do_without_leaving)
-
-    @property
-    def num_joining(self) -> int:
-        """Number of workers that wait to join."""
-        return len(self._joining)
 
     @property
     def _staying(self) -> list[str]:
@@ -126,11 +122,11 @@ class Roster:
     @property
     def _can_do_without_leaving(self) -> bool:
         """Whether those that stay, of whom one must hold the state, and those that join suffice."""
-        size = self._size(len(self._staying) + len(self._joining))
+        size = self._size(len(self._staying) + len(self.joining))
         return bool(self._staying) and size > 0
 
     @property
-    def _joining(self) -> list[str]:
+    def joining(self) -> list[str]:
         """Workers that wait to join, without those that are to leave."""
         out = {*self.members} | self.lost | self._leaving
         return [worker for worker in self._waiting if worker not in out]
@@ -144,7 +140,7 @@ class Roster:
         """Begin the next epoch if its workers are complete."""
         if not self.has_ended or self.late:
             return
-        stay, new = self.present, self._joining
+        stay, new = self.present, self.joining
         if self._can_do_without_leaving:
             stay = self._staying
         size = self._size(len(stay) + len(new))
@@ -166,7 +162,7 @@ class Roster:
         self._causes.clear()
         for rank, worker in enumerate(members):
             self._seats[worker] = Seat(
-                self.epoch, rank, len(members), arrivals[0].meets_at, hosts, cause
+                self.epoch, rank, len(members), arrivals[0].meets_at, hosts, cause, rank in new
             )
 
     def _blame(self, worker: str, cause: str) -> None:

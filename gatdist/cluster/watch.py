@@ -67,6 +67,7 @@ class Launch:
         self._leaving: set[str] = set()
         self._waiting = 0
         self._between_since: float | None = None
+        self._lossy_epoch = -1  # the last one that has lost a worker
         self._settles_until = 0.0
         self._over_since: float | None = None
         self._saved_since: float | None = None
@@ -154,9 +155,10 @@ class Launch:
             raise
         driver.metrics.look(update.heartbeats)
         driver.show_all(update.events)
-        if update.waiting > self._waiting and self._cluster.spares:
-            driver.note(f"{update.waiting} spare worker{'s' * (update.waiting > 1)} ready")
-        self._waiting = update.waiting
+        waiting = len(update.waiting)
+        if waiting > self._waiting and self._cluster.spares:
+            driver.note(f"{waiting} spare worker{'s' * (waiting > 1)} ready")
+        self._waiting = waiting
         return update
 
     def _can_end(self, update: DriverUpdate) -> bool:
@@ -197,7 +199,8 @@ class Launch:
             return _reported(update) if update.controllers else None
         if update.outcome is not None:
             return None
-        if not self._has_started and len(update.heartbeats) == self._size:
+        # Without those that were lost before their first heartbeat.
+        if not self._has_started and len(update.heartbeats) == (len(update.members) or self._size):
             self._has_started = True
             self._driver.start_s = now - self._began
         if update.members and (error := self._check_members(update, now)):
@@ -240,6 +243,8 @@ class Launch:
         nodes = Nodes.now()
         gone = {*nodes.lost({one.node for one in update.heartbeats})}
         gone |= silent_hosts({node: nodes.addresses[node] for node in silent - gone})
+        if spares := dead_actors(update.waiting):
+            self._driver.bridge.lose(sorted(spares), "")
         dead = dead_actors(update.members)
         dead |= {one.actor for one in update.heartbeats if one.node in gone}
         if dead:
@@ -266,6 +271,10 @@ class Launch:
         driver.disturbances += 1
         driver.bridge.lose(sorted(lost), why)
         self._settles_until = time.monotonic() + _SETTLE_S
+        if update.epoch == self._lossy_epoch:  # more of one loss, such as that of a rack
+            driver.warn(f"{why}. The others continue")
+            return None
+        self._lossy_epoch = update.epoch
         reached = max((one.samples_seen for one in update.heartbeats), default=driver.reached)
         if not driver.recovery.decide(error, reached).retries:
             return error
@@ -282,6 +291,8 @@ class Launch:
         if driver.interrupted or self.stop_reason:
             return None
         leaving = {one.actor for one in update.heartbeats if one.node in nodes.draining}
+        if spares := {one for one, node in update.waiting.items() if node in nodes.draining}:
+            driver.bridge.leave(sorted(spares), "")
         if leaving - self._leaving:
             self._leave(leaving, update, nodes)
         elif self._has_started:

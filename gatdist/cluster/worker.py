@@ -96,7 +96,7 @@ def _work(given: dict[str, Any]) -> None:
         membership = membership_of(config, device, channel, is_joining=bool(joins))
         comm = Members(comm, membership, device)
     assert comm is not None
-    name, progress = f"worker {comm.rank} on {socket.gethostname()}", Progress()
+    progress = Progress()
     try:
         with _heartbeat(bridge, comm, progress, channel, membership) as stop:
             outcome = run(
@@ -118,10 +118,11 @@ def _work(given: dict[str, Any]) -> None:
             rule = "can't join the run, which continues without it"
             message = f"a worker on {socket.gethostname()} {rule}: {about}"
             bridge.emit("warning", {"message": message})
+            bridge.report("withdraw", this_worker())
             _await_end(bridge)
             return
         if not isinstance(error, LeftBehindError):  # which is of no concern to the others
-            _report(error, name, bridge, comm)
+            _report(error, bridge, comm)
         raise
     if membership:
         membership.abort()
@@ -141,17 +142,19 @@ def _await_end(bridge: Bridge) -> None:
         time.sleep(_LOOK_S)
 
 
-def _report(error: Exception, name: str, bridge: Bridge, comm: Communicator) -> None:
+def _report(error: Exception, bridge: Bridge, comm: Communicator) -> None:
     """Report an error that ends the launch."""
-    continues = isinstance(comm, Members)
+    continues, worker = isinstance(comm, Members), this_worker()
+    name = f"worker {comm.rank} on {socket.gethostname()}"
     lost = lost_worker(error, name) if isinstance(error, RuntimeError) else None
     if isinstance(error, GatdistError):
         message = f"{error} ({name})" if comm.world_size > 1 else str(error)
-        bridge.report("fail", type(error).__name__, message)
+        bridge.report("fail", type(error).__name__, message, worker)
     elif lost and not continues:
         bridge.report("fail", WorkerLostError.__name__, str(lost))
     elif continues and not lost:  # its replacement would fail again
-        bridge.report("fail", TrainingError.__name__, f"{name} failed: {summary(error)}")
+        message = f"{name} failed: {summary(error)}"
+        bridge.report("fail", TrainingError.__name__, message, worker)
 
 
 @contextmanager
@@ -163,7 +166,7 @@ def _heartbeat(
     membership: RosterMembership | None,
 ) -> Iterator[threading.Event]:
     """Send heartbeats from a thread. Yields an event that is set when the driver orders a stop."""
-    stop, over = threading.Event(), threading.Event()
+    stop, over = channel.stops, threading.Event()
     about = {
         "host": socket.gethostname(),
         "node": ray.get_runtime_context().get_node_id(),
@@ -182,7 +185,7 @@ def _heartbeat(
                 if membership and orders and orders.get("is_lost"):
                     membership.abort()  # the others continue without this worker
                 if membership and orders and "epoch" in orders:
-                    channel.due = orders["is_due"]
+                    channel.due = orders["is_due"] and orders["epoch"] == membership.epoch
                     if orders["is_between"] and orders["epoch"] == membership.epoch:
                         membership.abort()  # the training thread may wait for a lost worker
                 if orders and orders["stacks"] > stacks_sent:

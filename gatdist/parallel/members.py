@@ -16,9 +16,12 @@ class Membership(ABC):
 
     Attributes:
         cause: why the present epoch has begun, for the user; "" if that is unknown.
+        joins: whether this worker was no member of the epoch before, so that the others may have
+            made steps without it.
     """
 
     cause = ""
+    joins = False
 
     @abstractmethod
     def next(self) -> Communicator:
@@ -48,7 +51,7 @@ class Members(Communicator):
         device: of this worker.
 
     Attributes:
-        is_joining: whether this worker does not yet take part.
+        is_joining: whether this worker does not yet take part, or not any more: it lacks the state.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Members(Communicator):
     def change(self) -> str:
         """Continue to the next epoch; see :meth:`Membership.next`. Return its cause."""
         self._use(self._membership.next())
+        self.is_joining = self.is_joining or self._membership.joins
         return self._membership.cause
 
     def is_due(self) -> bool:

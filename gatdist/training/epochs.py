@@ -218,6 +218,8 @@ class Epochs:
         self._place, self._progress = place, progress
         self.step_start = StepStart(state)
         self.is_whole = not members.is_joining
+        if not self.is_whole:
+            progress.saved_samples = -1  # the others' progress is not for it to give up
         self.writes = False
         self.end()
 
@@ -245,6 +247,8 @@ class Epochs:
         here.rank = members.rank
         if self.step_start.undo():
             change.undid, change.lost_from_s = True, self.step_start.began_s
+        if members.is_joining:  # it may have been a member before steps of the others
+            self.is_whole = False
         reached = (self._state.samples_seen, ledger.settled) if self.is_whole else NOTHING
         mine = Standing(reached, self._place, self.writes, change.undid)
         agreement = agree(members, mine, ledger.handover)

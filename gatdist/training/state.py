@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gatdist.common.errors import CheckpointError, ConfigError
+from gatdist.common.heartbeat import beat
 from gatdist.config import BOTH, Config, PlayerName, redact_url
 from gatdist.game import (
     Game,
@@ -177,6 +178,7 @@ class TrainState:
         """
         for number, tensor in enumerate(self.tensors().values()):
             self.reduction.comm.broadcast_(tensor, sources[number % len(sources)])
+            beat()
         self.loaded()
 
     def loaded(self) -> None:

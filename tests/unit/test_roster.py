@@ -125,6 +125,18 @@ def test_any_number_of_workers_may_save_the_state():
     assert roster.members == ["a", "c"]
 
 
+def test_a_worker_for_whom_there_was_no_place_joins_anew():
+    """The others have made steps without it."""
+    roster = Roster([2, 4], ["a", "b", "c", "d"])
+    roster.lose("d")
+    arrive(roster, "a", "b", "c")
+    assert roster.members == ["a", "b"]
+    assert not roster.seat("a").joins
+    arrive(roster, "e")
+    arrive(roster, "a", "b")
+    assert sorted(w for w in roster.members if roster.seat(w).joins) == ["c", "e"]
+
+
 def test_nobody_works_after_the_end():
     roster = Roster([1, 2], ["a"])
     arrive(roster, "b")
@@ -195,4 +207,4 @@ def test_each_epoch_has_whole_seats_and_a_source(sizes, events):
         holders = set(members)
         seats = [roster.seat(worker) for worker in members]
         assert [seat.rank for seat in seats] == list(range(len(members)))
-        assert {seat[2:] == seats[0][2:] for seat in seats} == {True}
+        assert {seat[2:6] == seats[0][2:6] for seat in seats} == {True}

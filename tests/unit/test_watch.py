@@ -1,0 +1,79 @@
+"""How the driver judges a launch whose workers change, without Ray's processes."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gatdist.cluster import watch
+from gatdist.cluster.bridge import DriverUpdate
+from gatdist.cluster.nodes import Nodes
+from gatdist.cluster.policies import Heartbeat, Recovery
+from gatdist.config import load_config
+
+TIMES = ["cluster.startup_timeout_s=0.001", "cluster.wait_for_workers_s=0"]
+
+
+class Bridge:
+    def __init__(self):
+        self.lost, self.left = [], []
+
+    def lose(self, workers, cause):
+        self.lost += workers
+
+    def leave(self, workers, cause):
+        self.left += workers
+
+
+@pytest.fixture
+def driver():
+    return SimpleNamespace(
+        config=load_config("ring", [*TIMES, "cluster.max_failures=1"]),
+        continues=True,
+        interrupted=False,
+        bridge=Bridge(),
+        recovery=Recovery(1),
+        disturbances=0,
+        reached=0,
+        needs={"CPU": 1.0},
+        sizes=[2],
+        left_s=0.0,
+        warn=lambda message: None,
+    )
+
+
+def update(*members: str, **given: Any) -> DriverUpdate:
+    """Of workers that all have sent heartbeats, each on a node of its own."""
+    heartbeats = [
+        Heartbeat(rank, "host", f"node-{one}", one, 1, "data", 3, 9, 0.1, 0.1, samples_seen=48)
+        for rank, one in enumerate(members)
+    ]
+    fields = dict.fromkeys(DriverUpdate._fields)
+    fields |= {"heartbeats": heartbeats, "members": [*members], "controllers": {0: None}}
+    fields |= {"waiting": {}, "late": [], "events": [], "stacks": {}, "is_between": False}
+    return DriverUpdate(**fields | {"epoch": 1} | given)
+
+
+def test_a_run_has_started_though_a_worker_was_lost_before_its_first_heartbeat(driver):
+    assert watch.Launch(driver, 3)._check(update("a", "c")) is None
+
+
+def test_workers_that_are_lost_one_after_another_in_one_epoch_are_one_failure(driver):
+    launch = watch.Launch(driver, 4)
+    assert launch._without({"a"}, update("a", "b", "c", "d"), "worker 0 died") is None
+    assert launch._without({"b"}, update("b", "c", "d", is_between=True), "worker 1 died") is None
+    assert driver.bridge.lost == ["a", "b"]
+    assert launch._without({"c"}, update("c", "d", epoch=2), "worker 0 died") is not None
+
+
+def test_spares_that_die_are_taken_away_without_a_failure(driver, monkeypatch):
+    """Else one would take the place of a lost worker, and the others wait for it."""
+    nodes = Nodes(frozenset({"node-a", "node-b"}), {"node-y": 60.0}, {}, {}, {})
+    monkeypatch.setattr(watch.Nodes, "now", lambda: nodes)
+    monkeypatch.setattr(watch, "dead_actors", lambda actors: {"x"} & {*actors})
+    launch = watch.Launch(driver, 2)
+    launch._looked -= 9
+    waiting = {"x": "node-x", "y": "node-y", "z": "node-z"}
+    assert launch._check(update("a", "b", waiting=waiting, is_between=True)) is None
+    assert (driver.bridge.lost, driver.bridge.left) == (["x"], ["y"])
+    assert driver.disturbances == 0
