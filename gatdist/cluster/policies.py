@@ -271,10 +271,12 @@ def overdue(
 ) -> list[Heartbeat]:
     """Return those of the ``late`` workers, by Ray's ids, that have hung while others wait."""
     lengthy_s = max(0.0, cluster.startup_timeout_s - cluster.heartbeat_timeout_s)
+    limit_s = cluster.heartbeat_timeout_s
     return [
         one
         for one in heartbeats
-        if one.actor in late and one.still_s - lengthy_s * one.lengthy > cluster.heartbeat_timeout_s
+        if one.actor in late
+        and (one.silent_s > limit_s or one.still_s - lengthy_s * one.lengthy > limit_s)
     ]
 
 

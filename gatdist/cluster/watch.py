@@ -317,8 +317,10 @@ class Launch:
 
     def _grow(self, nodes: Nodes, leaving: set[str], num_working: int) -> None:
         """Start more workers, or all of them anew, where there is room and that is worth it."""
-        driver, room = self._driver, nodes.room(self._driver.needs)
+        driver, needs = self._driver, self._driver.needs
         present = sum(train.num_workers for train in self._trains) - len(leaving)
+        # Those that were just started have not yet taken their room.
+        room = max(0, min(nodes.room(needs), nodes.capacity(needs) - present))
         more = policies.num_to_start(driver.sizes, present, room, self._cluster.spares)
         now, later = num_working, policies.largest(driver.sizes, present + more)
         speedup, left_s = driver.config.speedup, driver.left_s
@@ -335,6 +337,7 @@ class Launch:
         if driver.continues:
             driver.note(f"starting {more} more worker{'s' * (more > 1)}")
             self._start(more, "")
+            self._growth.since_s = None
         else:
             self._ask_to_stop(f"room for {later} workers instead of {self._size}")
 

@@ -322,6 +322,7 @@ def test_workers_that_do_not_follow_the_others_are_given_up():
         heartbeat(2, still=121),
         heartbeat(3, still=1700, lengthy=True),
         heartbeat(4, still=1900, lengthy=True),
+        heartbeat(5, silent=121, lengthy=True),
     ]
     late = [one.actor for one in ones[1:]]
-    assert [one.rank for one in overdue(cluster, late, ones)] == [2, 4]
+    assert [one.rank for one in overdue(cluster, late, ones)] == [2, 4, 5]

@@ -77,3 +77,23 @@ def test_spares_that_die_are_taken_away_without_a_failure(driver, monkeypatch):
     assert launch._check(update("a", "b", waiting=waiting, is_between=True)) is None
     assert (driver.bridge.lost, driver.bridge.left) == (["x"], ["y"])
     assert driver.disturbances == 0
+
+
+def test_room_is_filled_once(driver, monkeypatch):
+    """Though it seems free until Ray Train has reserved it."""
+    nodes = Nodes(frozenset({"n"}), {}, {"n": {"CPU": 3.0}}, {"n": {"CPU": 4.0}}, {})
+    monkeypatch.setattr(watch.Nodes, "now", lambda: nodes)
+    monkeypatch.setattr(watch, "_JOIN_PATIENCE_S", 0.0)
+    driver.sizes, driver.left_s, driver.note = [*range(1, 65)], 1e6, lambda message: None
+    launch, started = watch.Launch(driver, 1), []
+
+    def start(num_workers, reason):
+        started.append(num_workers)
+        launch._trains.append(SimpleNamespace(num_workers=num_workers))
+
+    monkeypatch.setattr(launch, "_start", start)
+    start(1, "")
+    launch._has_started = True
+    for _ in range(3):
+        launch._check_nodes(update("a"))
+    assert started == [1, 3]
