@@ -205,8 +205,9 @@ class Mailbox:
             return  # the others continue without it: a worker that was cut off, or has hung
         self._failure = self._failure or (kind, message)  # the first one causes the others
 
-    def _control(self, number: int, controller: list[Any]) -> None:
+    def _control(self, number: int, controller: list[Any]) -> bool:
         (self._controllers[number],) = controller
+        return True  # else its launch is over
 
     def _examined(self, hosts: list[HostInfo]) -> list[HostInfo]:
         """Take note of hosts that fit together, and return all of them."""

@@ -161,7 +161,9 @@ class _Control(ControllerCallback, WorkerGroupCallback, ReplicaGroupCallback):
         self._group: Any = None
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        self._bridge.report("control", self._number, [ray.get_runtime_context().current_actor])
+        me = ray.get_runtime_context().current_actor
+        if not self._bridge.report("control", self._number, [me]):
+            raise WorkerLostError("the launch has ended before its controller started")
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         self._group = worker_group

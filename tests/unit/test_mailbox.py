@@ -1,5 +1,7 @@
 """What the driver's mailbox and a worker's way to it say, without Ray's processes."""
 
+from types import SimpleNamespace
+
 import pytest
 import ray
 import torch
@@ -7,7 +9,7 @@ import torch
 from gatdist.cluster.bridge import Mailbox
 from gatdist.cluster.epochs import RosterChannel, RunIsOver
 from gatdist.cluster.membership import RosterMembership
-from gatdist.cluster.ray_train import _Replacing, _TorchConfig
+from gatdist.cluster.ray_train import _Control, _Replacing, _TorchConfig
 from gatdist.cluster.roster import Seat
 from gatdist.common.errors import ClusterError, TrainingError, WorkerLostError
 from gatdist.config import load_config
@@ -132,3 +134,14 @@ def test_a_replacement_that_dies_as_it_starts_is_tried_again(mailbox):
 
     with pytest.raises(RETRYABLE_CONTROLLER_ERRORS):
         _Replacing().on_start(Dead(), _TorchConfig(bridge=Direct(mailbox), sizes=(2,), joins=True))
+
+
+def test_a_controller_whose_launch_is_over_ends(mailbox, monkeypatch):
+    """The driver has not known of it: it would start workers beside those of the next launch."""
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(current_actor="me"))
+    control = _Control(Direct(mailbox), 3)
+    control.after_controller_start(None)
+    assert mailbox.take(1, ORDERS).controllers == {3: "me"}
+    mailbox.take(2, ORDERS)
+    with pytest.raises(WorkerLostError):
+        control.after_controller_start(None)
