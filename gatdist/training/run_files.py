@@ -233,6 +233,7 @@ class RunFiles:
             self.recorder.changed(change)
 
     def _write_from_now_on(self, agreement: Agreement, reason: str) -> None:
+        self._committed = -1  # what another worker has begun to write may be incomplete
         if self._recorder and self._recorder.active:  # since a change that was itself interrupted
             return
         places = [worker.place for worker in agreement.workers]
@@ -249,11 +250,11 @@ class RunFiles:
             self.record_evaluation()
 
     def _commit_anew(self) -> None:
-        """Write a checkpoint, since the last one may be incomplete.
+        """Write a checkpoint, unless worker 0 has begun to: the last one may be incomplete.
 
         In a run that may be rolled back it is complete, and another one would change where to.
         """
-        ledger, self._committed = self._ledger, -1
+        ledger = self._ledger
         if ledger.evaluating is not None:
             ledger.evaluated_attempt = here.attempt
             self.commit()
