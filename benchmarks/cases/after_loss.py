@@ -204,7 +204,6 @@ def draw(measured: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
         axes[0].set_ylabel("samples seen since the fault")
         axes[0].legend(frameon=False, fontsize=8)
-        made.tight_layout()
         made.savefig(path)
 
 
