@@ -266,17 +266,21 @@ def straggler_report(
     return _report(working or behind, for_s, "made no progress")
 
 
+def lengthy_s(cluster: ClusterConfig) -> float:
+    """Return by how much a lengthy operation may exceed the limit of others."""
+    return max(0.0, cluster.startup_timeout_s - cluster.heartbeat_timeout_s)
+
+
 def overdue(
     cluster: ClusterConfig, late: Sequence[str], heartbeats: Sequence[Heartbeat]
 ) -> list[Heartbeat]:
     """Return those of the ``late`` workers, by Ray's ids, that have hung while others wait."""
-    lengthy_s = max(0.0, cluster.startup_timeout_s - cluster.heartbeat_timeout_s)
-    limit_s = cluster.heartbeat_timeout_s
+    limit_s, slack_s = cluster.heartbeat_timeout_s, lengthy_s(cluster)
     return [
         one
         for one in heartbeats
         if one.actor in late
-        and (one.silent_s > limit_s or one.still_s - lengthy_s * one.lengthy > limit_s)
+        and (one.silent_s > limit_s or one.still_s - slack_s * one.lengthy > limit_s)
     ]
 
 

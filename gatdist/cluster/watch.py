@@ -359,8 +359,8 @@ class _Stragglers:
     def look(self, update: DriverUpdate, now: float) -> policies.StragglerReport | None:
         """Return those that are to be given up: they are late by ``heartbeat_timeout_s``."""
         timeout_s, warn_s = self._cluster.heartbeat_timeout_s, self._cluster.straggler_warn_s
-        lengthy_s = max(0.0, self._cluster.startup_timeout_s - timeout_s)
-        late = policies.straggler_report(update.heartbeats, warn_s, lengthy_s)
+        slack_s = policies.lengthy_s(self._cluster)
+        late = policies.straggler_report(update.heartbeats, warn_s, slack_s)
         if late is None:
             self._since, self._is_reported = None, False
             return None
