@@ -19,6 +19,20 @@ SETTINGS = [
     "cluster.straggler_warn_s=4",
     "cluster.backend=gloo",
 ]
+# Shorter ones, for workers on this machine.
+SHORT = [
+    "run.total_samples=1920",
+    "run.log_every_samples=160",
+    "run.checkpoint_every_samples=640",
+    "run.global_batch=16",
+    "run.reduction=canonical",
+    'model.generator={name="residual", width=8}',
+    'model.discriminator={name="residual", width=8}',
+    'evaluate.metrics=["swd"]',
+    "evaluate.features=points",
+    "evaluate.num_samples=256",
+    "evaluate.every_samples=960",
+]
 CANONICAL = ["run.reduction=canonical", "run.virtual_workers=2"]
 # Prefix of plugins that inject faults.
 HEAD = (

@@ -9,27 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from faulty_runs import HEAD
+from faulty_runs import HEAD, SHORT
 from gatdist.runs.changes import CHANGES_FILE
 from support import HANG_S, end_group, start_gatdist
 
 pytestmark = pytest.mark.cluster
 
-SETTINGS = [
-    "run.total_samples=1920",
-    "run.log_every_samples=160",
-    "run.checkpoint_every_samples=640",
-    "run.global_batch=16",
-    "run.reduction=canonical",
-    "run.virtual_workers=2",
-    'model.generator={name="residual", width=8}',
-    'model.discriminator={name="residual", width=8}',
-    'evaluate.metrics=["swd"]',
-    "evaluate.features=points",
-    "evaluate.num_samples=256",
-    "evaluate.every_samples=960",
-    'plugins=["faults"]',
-]
+SETTINGS = [*SHORT, "run.virtual_workers=2", 'plugins=["faults"]']
 PLUGIN = """
 def slowly(): time.sleep(0.15)
 def fail(): raise ArithmeticError("two and two")

@@ -15,26 +15,12 @@ from typing import Any
 
 import pytest
 
-from faulty_runs import HEAD
+from faulty_runs import HEAD, SHORT
 from support import HANG_S, end_group, free_port, ray_head, start_gatdist, wait_until
 
 pytestmark = pytest.mark.cluster
 
-SETTINGS = [
-    "run.total_samples=1920",
-    "run.log_every_samples=160",
-    "run.checkpoint_every_samples=640",
-    "run.global_batch=16",
-    "run.reduction=canonical",
-    "run.virtual_workers=4",
-    'model.generator={name="residual", width=8}',
-    'model.discriminator={name="residual", width=8}',
-    'evaluate.metrics=["swd"]',
-    "evaluate.features=points",
-    "evaluate.num_samples=256",
-    "evaluate.every_samples=960",
-    'plugins=["faults"]',
-]
+SETTINGS = [*SHORT, "run.virtual_workers=4", 'plugins=["faults"]']
 # Each worker leaves its process id, and slows the run down until the test is done with it.
 PLUGIN = """
 def slowly():
