@@ -1,9 +1,12 @@
 """Shared fixtures of the unit tests."""
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from gatdist.storage import Store
 
 
 @pytest.fixture
@@ -16,3 +19,14 @@ def scenario(tmp_path: Path) -> Callable[[str], str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture(params=["local", "memory"])
+def run_dir(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A run directory on this machine's disk, and one in memory."""
+    if request.param == "local":
+        yield Store(str(tmp_path / "run"))
+        return
+    store = Store(f"memory://{uuid.uuid4().hex}/run")
+    yield store
+    store.delete("")

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import uuid
 
 import numpy as np
 import pytest
@@ -29,17 +28,6 @@ CONFIG = parse_config(
         "evaluate": {"metrics": ["fid"]},
     }
 )
-
-
-@pytest.fixture(params=["local", "memory"])
-def run_dir(request, tmp_path):
-    """A run directory on this machine's disk, and one in memory."""
-    if request.param == "local":
-        yield Store(str(tmp_path / "run"))
-        return
-    store = Store(f"memory://{uuid.uuid4().hex}/run")
-    yield store
-    store.delete("")
 
 
 @pytest.fixture(autouse=True)

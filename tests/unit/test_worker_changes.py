@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from dataclasses import asdict, replace
 
 import pytest
@@ -18,7 +17,6 @@ from gatdist.parallel.members import Members, Membership
 from gatdist.runs.changes import CHANGES_FILE, Change, ChangeLog, read_changes, table
 from gatdist.runs.inspection import describe, inspect
 from gatdist.runs.report import report
-from gatdist.storage import Store
 from gatdist.training.health import time_lost
 from gatdist.training.loop import run
 
@@ -26,16 +24,6 @@ CPU = torch.device("cpu")
 
 LOSS = Change(1, 320, 3, 2, 1, 0.5, 2.0, "worker 1 on host7 died", "2026-12-01T10:00:00Z")
 JOIN = Change(1, 640, 2, 3, 0, 1.5, 1.5, "a worker on host8 joined", "2026-12-01T10:01:00Z")
-
-
-@pytest.fixture(params=["local", "memory"])
-def run_dir(request, tmp_path):
-    if request.param == "local":
-        yield Store(str(tmp_path / "run"))
-        return
-    store = Store(f"memory://{uuid.uuid4().hex}/run")
-    yield store
-    store.delete("")
 
 
 def test_changes_that_were_not_written_are_added_once(run_dir):
