@@ -273,15 +273,18 @@ def lengthy_s(cluster: ClusterConfig) -> float:
 
 def overdue(
     cluster: ClusterConfig, late: Sequence[str], heartbeats: Sequence[Heartbeat]
-) -> list[Heartbeat]:
+) -> StragglerReport | None:
     """Return those of the ``late`` workers, by Ray's ids, that have hung while others wait."""
     limit_s, slack_s = cluster.heartbeat_timeout_s, lengthy_s(cluster)
-    return [
-        one
+    hung = {
+        one: max(one.silent_s, one.still_s - slack_s * one.lengthy)
         for one in heartbeats
         if one.actor in late
-        and (one.silent_s > limit_s or one.still_s - slack_s * one.lengthy > limit_s)
-    ]
+    }
+    hung = {one: for_s for one, for_s in hung.items() if for_s > limit_s}
+    if not hung:
+        return None
+    return _report([*hung], max(hung.values()), "did not follow the others")
 
 
 def _missing(heartbeats: Sequence[Heartbeat]) -> list[Heartbeat]:

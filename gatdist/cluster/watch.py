@@ -226,8 +226,9 @@ class Launch:
 
     def _check_stragglers(self, update: DriverUpdate, now: float) -> GatdistError | None:
         late = self._stragglers.look(update, now)
-        if late is None:
-            return None
+        return self._give_up(late, update) if late else None
+
+    def _give_up(self, late: policies.StragglerReport, update: DriverUpdate) -> GatdistError | None:
         message = f"{late.message}, more than cluster.heartbeat_timeout_s"
         return self._without({one.actor for one in late.workers}, update, message)
 
@@ -255,9 +256,7 @@ class Launch:
         if update.is_between:
             self._between_since = self._between_since or now
             if late := policies.overdue(self._cluster, update.late, update.heartbeats):
-                which = " and ".join(map(str, late))
-                why = f"{which} did not follow the others within cluster.heartbeat_timeout_s"
-                return self._without({one.actor for one in late}, update, why)
+                return self._give_up(late, update)
             waited_s = now - self._between_since
             if waited_s > self._cluster.wait_for_workers_s and not self.stop_reason:
                 self._ask_to_stop(f"no replacement for a lost worker within {waited_s:.0f} s")

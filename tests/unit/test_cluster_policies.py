@@ -325,4 +325,9 @@ def test_workers_that_do_not_follow_the_others_are_given_up():
         heartbeat(5, silent=121, lengthy=True),
     ]
     late = [one.actor for one in ones[1:]]
-    assert [one.rank for one in overdue(cluster, late, ones)] == [2, 4, 5]
+    report = overdue(cluster, late, ones)
+    assert report is not None
+    assert [one.rank for one in report.workers] == [2, 4, 5]
+    assert report.for_s == 1900 - 1680  # without the slack of a lengthy operation
+    assert "phase" in report.message
+    assert overdue(cluster, late[:1], ones) is None

@@ -23,12 +23,14 @@ pytestmark = pytest.mark.hosts
 
 JOB = "gatdist-x7k2p"  # KubeRay numbers its submissions at random
 PIPED = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-# Many small steps, so that the run does not end before a host is removed.
+# Many small steps, so that the run does not end before a host is removed. A restart, which is the
+# default with NCCL: else the hook would wait, since the pod that is to follow comes after it.
 TOTAL = 11200
 SHORT = [
     *(f"run.total_samples={TOTAL}", "run.global_batch=16", "run.log_every_samples=1600"),
     *("run.checkpoint_every_samples=800", "run.keep_checkpoints=99"),
     *("evaluate.every_samples=0", "evaluate.metrics=[]", "cluster.backend=gloo"),
+    "cluster.after_loss=restart",
 ]
 
 
