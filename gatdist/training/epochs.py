@@ -14,6 +14,8 @@ import torch
 
 from gatdist.common.errors import WorkerLostError
 from gatdist.common.position import here
+from gatdist.config import PlayerName
+from gatdist.game import Phase
 from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.members import Members
 from gatdist.runs import Change
@@ -101,9 +103,12 @@ def agree(comm: Communicator, mine: Standing, state: Callable[[], dict[str, Any]
 
 
 class StepStart:
-    """A copy of the training state on its device, renewed at the start of each step.
+    """A copy of the training state on its device, renewed in each step.
 
-    A lost worker leaves a step half made, perhaps after the discriminator's update.
+    A lost worker leaves a step half made, perhaps after the discriminator's update. Weights and
+    moments of a player are copied before they are updated, and not at all in the last phase: once
+    its communication is over, a step can't be interrupted. On CUDA, where communication may fail
+    after it was started, all is copied at the start of the step.
 
     Attributes:
         is_open: whether a step has begun and not ended.
@@ -113,32 +118,79 @@ class StepStart:
     def __init__(self, state: TrainState) -> None:
         self._state = state
         self.is_open, self.began_s = False, 0.0
-        self._tensors: list[torch.Tensor] = []  # gathered once: that takes as long as a copy
-        self._copies: list[torch.Tensor] = []
+        self._at_start: _Copy | None = None
+        self._of_players: dict[PlayerName, _Copy] = {}
+        self._taken: list[_Copy] = []
+        self._is_in_last_phase = False
+        if state.reduction.comm.device.type != "cuda":
+            state.before_optimizers = self._before_optimizers
 
-    @torch.no_grad()
-    def begin(self) -> None:
-        """Copy the state."""
+    def begin(self, *, whole: bool = False) -> None:
+        """Copy what a step changes before its first update, or the whole state."""
         self.began_s = time.perf_counter()
-        if not self._copies:
-            self._tensors = list(self._state.tensors().values())
-            self._copies = [torch.empty_like(tensor) for tensor in self._tensors]
-        torch._foreach_copy_(self._copies, self._tensors)
-        self.is_open = True
+        if self._at_start is None:
+            self._at_start = self._choose()
+        first = _Copy(list(self._state.tensors().values())) if whole else self._at_start
+        self._taken = [first.take()]
+        self.is_open, self._is_in_last_phase = True, False
 
     def end(self) -> None:
         """Keep what the step has made."""
         self.is_open = False
+        self._taken.clear()
 
-    @torch.no_grad()
     def undo(self) -> bool:
-        """Return to the start of the step, unless it has ended; return whether it had not."""
+        """Return to the start of the step, unless it has ended; return whether it had not.
+
+        Raises:
+            WorkerLostError: a phase that was to be the last was followed by communication.
+        """
         undoes = self.is_open
         if undoes:
-            torch._foreach_copy_(self._tensors, self._copies)
+            if self._is_in_last_phase:
+                raise WorkerLostError("the update rule communicates after its last phase")
+            for copy in self._taken:
+                copy.restore()
             self._state.loaded()
-        self.is_open = False
+        self.end()
         return undoes
+
+    def _choose(self) -> _Copy:
+        """Choose what to copy when, once: that takes as long as a copy."""
+        state = self._state
+        if state.reduction.comm.device.type == "cuda":
+            return _Copy(list(state.tensors().values()))
+        later = {name: player.changed_by_step() for name, player in state.players.items()}
+        self._of_players = {name: _Copy(tensors) for name, tensors in later.items()}
+        average = state.average.network.state_dict().values()  # changes after the last phase
+        known = {_place(tensor) for tensors in (*later.values(), average) for tensor in tensors}
+        return _Copy([t for t in state.tensors().values() if _place(t) not in known])
+
+    def _before_optimizers(self, phase: Phase) -> None:
+        self._is_in_last_phase = phase.is_last
+        if self.is_open and not phase.is_last:
+            copies = [self._of_players[name] for name in phase.players]
+            self._taken += [copy.take() for copy in copies if copy not in self._taken]
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, torch.Size]:
+    return tensor.data_ptr(), tensor.shape
+
+
+class _Copy:
+    """A copy of tensors, to which they can return."""
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        self._tensors, self._copies = tensors, [torch.empty_like(tensor) for tensor in tensors]
+
+    @torch.no_grad()
+    def take(self) -> _Copy:
+        torch._foreach_copy_(self._copies, self._tensors)
+        return self
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        torch._foreach_copy_(self._tensors, self._copies)
 
 
 @dataclass

@@ -120,10 +120,10 @@ class Player:
         return [p.grad for p in self._all if p.grad is not None]
 
     def changed_by_step(self) -> list[Tensor]:
-        """Return every tensor that :meth:`step` changes in place."""
+        """Return every tensor, buffers aside, that :meth:`step` changes in place."""
         states = [t for tensors in self.optimizer.state.values() for t in tensors]
         directions = [t for tensors in self.direction.tensors.values() for t in tensors]
-        return [*self.bare.state_dict().values(), *states, *directions]
+        return [*self._all, *states, *directions]
 
     def tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """Yield the player's state by name.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -14,6 +14,7 @@ from gatdist.common.heartbeat import beat
 from gatdist.config import BOTH, Config, PlayerName, redact_url
 from gatdist.game import (
     Game,
+    Phase,
     UpdateRule,
     build_update_rule,
     require_whole_batches,
@@ -53,6 +54,7 @@ class TrainState:
         rollbacks: number of rollbacks, which selects the noise stream.
         warnings: about the networks, for the user.
         scaler: loss scaler under float16, else None.
+        before_optimizers: called in each phase, after all of its communication.
 
     Raises:
         ConfigError: networks, game and rule do not go together.
@@ -73,6 +75,7 @@ class TrainState:
     ) -> None:
         self.samples_seen = 0
         self.rollbacks = 0
+        self.before_optimizers: Callable[[Phase], None] = lambda phase: None
         between = OutsideCommunicator(comm, recorder) if recorder else comm
         self.reduction = Reduction.from_config(config, between)
         task = task or build_task(config, sample_shape, metadata)

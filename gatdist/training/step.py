@@ -169,14 +169,16 @@ def run_phases(
             ok = state.guard(norms, scaler.may_overflow if scaler else None)
             if undo:
                 undo.before(phase.players, ok)
+            for forwards in rule.game.forwards.values():
+                forwards.settle(state.reduction, parts, ok)
+            metrics.tracked.append(_tracked(state, rule, parts, observations))
+            # Below, no worker waits for another: only a phase that follows can be interrupted.
+            state.before_optimizers(phase)
             for name, player in players.items():
                 origin = (phase.origin or {}).get(name)
                 player.step(ok, norms[name], step.optim[name], origin)
-            for forwards in rule.game.forwards.values():
-                forwards.settle(state.reduction, parts, ok)
             if scaler:
                 scaler.update(all_finite(norms))
-            metrics.tracked.append(_tracked(state, rule, parts, observations))
         metrics.observed += [(f"gradient_norm/{name}", norm) for name, norm in norms.items()]
         metrics.observed += [pair for part in observations for pair in part.items()]
     with timer("optimizer"):
@@ -232,14 +234,16 @@ class _Undo:
         """Save players before their optimizer step; ``ok`` says whether they make it."""
         for name in players:
             if name not in self._saved:
-                tensors = self._state.players[name].changed_by_step()
-                self._saved[name] = [t.clone() for t in tensors]
+                self._saved[name] = [t.clone() for t in self._changed(name)]
         self._all_ok = ok if self._all_ok is None else self._all_ok * ok
 
     @torch.no_grad()
     def unless_all_ok(self) -> None:
         assert self._all_ok is not None
         for name, saved in self._saved.items():
-            tensors = self._state.players[name].changed_by_step()
-            for now, before in zip(tensors, saved, strict=True):
+            for now, before in zip(self._changed(name), saved, strict=True):
                 now.copy_(now.where(self._all_ok > 0, before))
+
+    def _changed(self, name: PlayerName) -> list[Tensor]:
+        player = self._state.players[name]
+        return [*player.bare.buffers(), *player.changed_by_step()]

@@ -81,9 +81,10 @@ def test_a_checkpoint_is_written_before_its_evaluation(seen, monkeypatch, tmp_pa
     assert [int(name.partition(".")[0]) for name in names] == [48, 64, 96]
 
 
-def test_a_rollback_that_is_interrupted_is_repeated_at_once(monkeypatch, tmp_path):
-    """Without a step of the state that is to be given up."""
-    happened = []
+@pytest.mark.parametrize("where", ["before", "midway"])
+def test_a_rollback_that_is_interrupted_is_repeated_at_once(where, monkeypatch, tmp_path):
+    """Without a step of the state that is to be given up, which is whole until then."""
+    happened, states = [], []
 
     def step(state, rule, batch, *rest, original=loop.train_step):
         if state.samples_seen == 80 and not state.rollbacks:
@@ -94,12 +95,23 @@ def test_a_rollback_that_is_interrupted_is_repeated_at_once(monkeypatch, tmp_pat
     def load(self, original=RunFiles.load_newest):
         if self._state.samples_seen:
             happened.append("back")
+            states.append([tensor.clone() for tensor in self._state.tensors().values()])
         return original(self)
 
-    loss = Loss(RunFiles.load_newest, lambda self: self._state.samples_seen)
+    def is_back(*_):
+        return happened[-1:] == ["back"]
+
+    if where == "before":
+        loss = Loss(RunFiles.load_newest, is_back)
+        monkeypatch.setattr(RunFiles, "load_newest", lambda self: load(self, loss))
+    else:  # after the state was read on worker 0
+        loss = Loss(LocalCommunicator.broadcast_, is_back)
+        monkeypatch.setattr(LocalCommunicator, "broadcast_", lambda *given: loss(*given))
+        monkeypatch.setattr(RunFiles, "load_newest", load)
     monkeypatch.setattr(loop, "train_step", step)
-    monkeypatch.setattr(RunFiles, "load_newest", lambda self: load(self, loss))
     settings = ["run.total_samples=160", "evaluate.metrics=[]", "health.nonfinite=rollback"]
     train(tmp_path / "run", *settings)
     assert loss.has_happened
     assert happened == [16, 32, 48, 64, 80, 96, "back", "back", 80, 96, 112, 128, 144, 160]
+    first, second = states
+    assert all(map(torch.equal, first, second))

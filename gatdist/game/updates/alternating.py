@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -43,7 +44,9 @@ class Alternating(UpdateRule):
             Phase("generator", ("generator",), self._last(step), partial(self._generator, reused))
         ]
         first = self.config.order == "discriminator_first"
-        yield from discriminator + generator if first else generator + discriminator
+        phases = discriminator + generator if first else generator + discriminator
+        yield from phases[:-1]
+        yield replace(phases[-1], is_last=True)
 
     def _last(self, step: Step) -> Batch:
         """Return this worker's share of the last ``generator_batch`` samples."""

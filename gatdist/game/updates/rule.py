@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
@@ -62,6 +62,8 @@ class Phase:
         backward: leaves the gradients of one part's weighted losses in ``.grad``; returns what to
             report, by tag, one value per sample.
         origin: parameters by player to step from; None: from the present ones.
+        is_last: whether none follows, as far as is known: a step that a lost worker interrupts is
+            then over, and need not be undone.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Phase:
     batch: Batch
     backward: Callable[[Batch], Observations]
     origin: Mapping[PlayerName, Sequence[Tensor]] | None = None
+    is_last: bool = False
 
     def gradients(
         self, game: Game, reduction: Reduction, parts: Sequence[Batch]
@@ -172,8 +175,14 @@ class UpdateRule(ABC):
 
     def all_phases(self, step: Step) -> Iterator[Phase]:
         """Yield the phases of one step, those of separate penalties last."""
-        yield from self.phases(step)
+        penalties = self._penalty_phases(step)
+        for phase in self.phases(step):
+            yield replace(phase, is_last=False) if penalties and phase.is_last else phase
+        yield from penalties
+
+    def _penalty_phases(self, step: Step) -> list[Phase]:
         batch = step.batch.consecutive(self.config.num_discriminator_steps)[-1]
+        phases = []
         for player in BOTH:
             due = [
                 p
@@ -182,7 +191,8 @@ class UpdateRule(ABC):
             ]
             if due:
                 backward = partial(self._penalty, due)
-                yield Phase(f"{player}_penalty", (player,), batch, backward)
+                phases.append(Phase(f"{player}_penalty", (player,), batch, backward))
+        return [replace(phase, is_last=phase is phases[-1]) for phase in phases]
 
     def _penalty(self, due: list[ScheduledPenalty], batch: Batch) -> Observations:
         loss, observations = self.game.penalty_loss(batch, due)

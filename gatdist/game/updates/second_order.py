@@ -66,7 +66,7 @@ class SecondOrder(UpdateRule):
         ) -> tuple[Gradients, list[Observations]]:
             return self.compute(step, reduction, parts)
 
-        yield ReducedPhase("both", BOTH, step.batch, backward, compute=compute)
+        yield ReducedPhase("both", BOTH, step.batch, backward, is_last=True, compute=compute)
 
     @abstractmethod
     def compute(

@@ -27,7 +27,7 @@ class Simultaneous(UpdateRule):
     recordable = True
 
     def phases(self, step: Step) -> Iterator[Phase]:
-        yield Phase("both", BOTH, step.batch, self._both)
+        yield Phase("both", BOTH, step.batch, self._both, is_last=True)
 
     def _both(self, batch: Batch) -> Observations:
         game = self.game
@@ -97,4 +97,4 @@ class Extragradient(Simultaneous):
             name: [p.detach().clone() for p in trainable(getattr(self.game, name))] for name in BOTH
         }
         yield Phase("extrapolation", BOTH, step.batch, self._both)
-        yield Phase("update", BOTH, step.batch, self._both, origin=w)
+        yield Phase("update", BOTH, step.batch, self._both, origin=w, is_last=True)
