@@ -47,7 +47,9 @@ class Averaged:
             return self._evaluator(self._sampler("evaluation"), discriminator)
 
     def recompute_statistics(self) -> None:
-        """Recompute the statistics of its batch-norm layers, for its own samples."""
+        """Recompute the statistics of its batch-norm layers, if ``game.ema_batch_norm`` says so."""
+        if self._config.game.ema_batch_norm != "recomputed":
+            return
         sampler = self._sampler("batch_norm")
         assert isinstance(sampler, Sampler)
         recompute(sampler, self._config.generator_batch, self._comm)

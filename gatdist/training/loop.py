@@ -277,7 +277,7 @@ class _Loop:
         chosen = interval.is_chosen
         commits = over or evaluates or self.ledger.owes_checkpoint
         commits = commits or (not chosen and self._due(interval.samples))
-        if (commits or is_log_step) and self.config.game.ema_batch_norm == "recomputed":
+        if commits or is_log_step:
             self.averaged.recompute_statistics()
         if over or is_log_step:
             values = self.interval.summary(self.loader)
@@ -319,6 +319,7 @@ class _Loop:
         if not self.epochs or not self.comm.any(self.should_stop()):
             return False
         self.ledger.stands("interrupted", "asked to stop")
+        self.averaged.recompute_statistics()
         self.files.commit()
         return True
 
@@ -390,7 +391,7 @@ class _Loop:
         if self.comm.is_main:
             self.files.background.wait()
         if self.epochs:
-            self.epochs.step_start.begin()  # a rollback that is interrupted is undone
+            self.epochs.step_start.begin(whole=True)  # a rollback that is interrupted is undone
         with self.progress.lengthy():
             self.files.load_newest()
         if self.epochs:
@@ -441,6 +442,8 @@ class _Loop:
         if self.graphs:
             self.graphs.clear()
             self.state.reduction.comm.follow()
+        if not agreement.is_written:
+            self.averaged.recompute_statistics()  # for a checkpoint
         self.files.begin_epoch(agreement, reason, logged, evaluated)
         self.epochs.writes = self.comm.is_main
         self.files.record_change(
