@@ -141,10 +141,14 @@ def undisturbed_s(elapsed_s: float, disturbances: int) -> float:
 
 @dataclass
 class Growth:
-    """Decides when to add workers: once the room has lasted for ``patience_s`` seconds."""
+    """Decides when to add workers: once the room has lasted for ``patience_s`` seconds.
+
+    That doubles with each of the ``failures`` to add some.
+    """
 
     patience_s: float
     since_s: float | None = None
+    failures: int = 0
 
     def decide(
         self, now: float, later: float | None, left_s: float, cost_s: float, at_s: float
@@ -155,7 +159,7 @@ class Growth:
             return False
         if self.since_s is None:
             self.since_s = at_s
-        return at_s - self.since_s >= self.patience_s
+        return at_s - self.since_s >= min(self.patience_s * 2**self.failures, _HOUR_S)
 
 
 # Retries

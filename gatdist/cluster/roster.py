@@ -160,6 +160,7 @@ class Roster:
         joined = f"a worker on {hosts[new[0]]}" if len(new) == 1 else f"{len(new)} workers"
         cause = "; ".join([*self._causes, *([f"{joined} joined"] if new else [])])
         self._causes.clear()
+        self._seats.clear()
         for rank, worker in enumerate(members):
             self._seats[worker] = Seat(
                 self.epoch, rank, len(members), arrivals[0].meets_at, hosts, cause, rank in new

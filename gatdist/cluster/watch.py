@@ -317,7 +317,8 @@ class Launch:
     def _grow(self, nodes: Nodes, leaving: set[str], num_working: int) -> None:
         """Start more workers, or all of them anew, where there is room and that is worth it."""
         driver, needs = self._driver, self._driver.needs
-        present = sum(train.num_workers for train in self._trains) - len(leaving)
+        active = [train for train in self._trains if train.is_alive()]
+        present = sum(train.num_workers for train in active) - len(leaving)
         # Those that were just started have not yet taken their room.
         room = max(0, min(nodes.room(needs), nodes.capacity(needs) - present))
         more = policies.num_to_start(driver.sizes, present, room, self._cluster.spares)
@@ -331,6 +332,8 @@ class Launch:
         else:
             gains = speedup(now), speedup(later or now)
         cost_s = _JOIN_S if driver.continues else driver.start_s
+        # Those that could not start are not replaced at once.
+        self._growth.failures = len(self._trains) - len(active)
         if not self._growth.decide(*gains, left_s, cost_s, time.monotonic()):
             return
         if driver.continues:

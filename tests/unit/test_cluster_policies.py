@@ -147,6 +147,12 @@ def test_unstable_host_is_not_added():
     assert decisions == [False, False, False, False, False, False, True]
 
 
+def test_growth_waits_longer_after_each_failure():
+    growth = Growth(patience_s=3, failures=2)
+    decisions = [growth.decide(1, 2, left_s=1e6, cost_s=2, at_s=at) for at in (0, 11, 12)]
+    assert decisions == [False, False, True]
+
+
 def test_failures_are_retried_while_the_run_makes_progress():
     recovery = Recovery(max_failures=2)
     for reached in range(0, 6400, 640):

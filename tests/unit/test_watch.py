@@ -85,15 +85,29 @@ def test_room_is_filled_once(driver, monkeypatch):
     monkeypatch.setattr(watch.Nodes, "now", lambda: nodes)
     monkeypatch.setattr(watch, "_JOIN_PATIENCE_S", 0.0)
     driver.sizes, driver.left_s, driver.note = [*range(1, 65)], 1e6, lambda message: None
-    launch, started = watch.Launch(driver, 1), []
+    launch = watch.Launch(driver, 1)
+    started, alive = starts(launch, monkeypatch)
+    for _ in range(3):
+        launch._check_nodes(update("a"))
+    assert started == [1, 3]
+    alive.remove(1)  # Ray Train has failed
+    launch._check_nodes(update("a"))
+    launch._check_nodes(update("a"))
+    assert started == [1, 3, 3]
+
+
+def starts(launch, monkeypatch):
+    """Return the numbers of workers that are started, and which runs of Ray Train are alive."""
+    started, alive = [], []
 
     def start(num_workers, reason):
+        number = len(started)
         started.append(num_workers)
-        launch._trains.append(SimpleNamespace(num_workers=num_workers))
+        alive.append(number)
+        train = SimpleNamespace(num_workers=num_workers, is_alive=lambda: number in alive)
+        launch._trains.append(train)
 
     monkeypatch.setattr(launch, "_start", start)
     start(1, "")
     launch._has_started = True
-    for _ in range(3):
-        launch._check_nodes(update("a"))
-    assert started == [1, 3]
+    return started, alive
