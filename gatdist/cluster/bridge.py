@@ -209,10 +209,10 @@ class Mailbox:
         (self._controllers[number],) = controller
         return True  # else its launch is over
 
-    def _examined(self, hosts: list[HostInfo]) -> list[HostInfo]:
-        """Take note of hosts that fit together, and return all of them."""
+    def _examined(self, hosts: list[HostInfo]) -> tuple[list[HostInfo], float]:
+        """Take note of hosts that fit together. Return all of them, and the time."""
         self._hosts |= {host.address: host for host in hosts}
-        return [*self._hosts.values()]
+        return [*self._hosts.values()], time.time()
 
     def _has_members(self) -> bool:
         """Whether there are workers that others can join."""

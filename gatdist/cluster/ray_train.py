@@ -34,13 +34,12 @@ from ray.util.placement_group import PlacementGroup
 
 from gatdist.cluster import epochs
 from gatdist.cluster.bridge import Bridge
-from gatdist.cluster.network import choose_interface
 from gatdist.cluster.nodes import dead_actors
-from gatdist.cluster.preflight import HostInfo, host_info, require_compatible
+from gatdist.cluster.preflight import HostInfo, require_compatible
 from gatdist.cluster.rendezvous import join
-from gatdist.cluster.worker import JOINS, work
+from gatdist.cluster.worker import examine, prepare_to_join, work
 from gatdist.common.errors import ClusterError, WorkerLostError, rebuilt, summary
-from gatdist.config import Config, set_cuda_variables
+from gatdist.config import Config
 
 # How often Ray Train polls its workers; gatdist's heartbeats are faster.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -210,7 +209,8 @@ class _Preflight(Backend):
         assert bridge is not None
         try:
             new = _look_at(worker_group, config)
-            _require_fit([], new, config)
+            for message in require_compatible(new, time.time(), exact=config.exact):
+                bridge.emit("warning", {"message": message})
         except ClusterError as error:
             bridge.report("fail", ClusterError.__name__, str(error))
             raise
@@ -245,7 +245,7 @@ class _Replacing(_Preflight):
             bridge.report("enroll", list(config.sizes), worker_group.execute(epochs.this_worker))
         elif config.joins or bridge.report("has_members"):
             try:
-                _let_join(worker_group, config)
+                worker_group.execute(prepare_to_join, config.exact)
             except ray.exceptions.RayActorError as died:  # which Ray Train would not try again
                 raise WorkerGroupStartupFailedError("a worker died as it started") from died
         else:
@@ -253,41 +253,11 @@ class _Replacing(_Preflight):
             raise WorkerLostError("all workers died")
 
 
-def _let_join(worker_group: Any, config: _TorchConfig) -> None:
-    """Let workers join a run, if their hosts fit together with the others."""
-    bridge = config.bridge
-    assert bridge is not None
-    found = bridge.report("examined", [])
-    for rank, host in enumerate(_look_at(worker_group, config)):
-        try:
-            _require_fit(found, [host], config)
-        except ClusterError as error:
-            bridge.emit("warning", {"message": f"{error}. The run continues without it"})
-            worker_group.execute_single(rank, _set_variable, JOINS, "no")
-        else:
-            found = bridge.report("examined", [host])
-            worker_group.execute_single(rank, _set_variable, JOINS, "yes")
-
-
-def _set_variable(name: str, value: str) -> None:
-    """In a worker: set an environment variable."""
-    os.environ[name] = value
-
-
 def _look_at(worker_group: Any, config: _TorchConfig) -> list[HostInfo]:
     found: list[HostInfo] = worker_group.execute(
-        _look_around, config.bridge, config.backend == "nccl", config.exact
+        examine, config.bridge, config.backend == "nccl", config.exact
     )
     return found
-
-
-def _require_fit(before: Sequence[HostInfo], new: Sequence[HostInfo], config: _TorchConfig) -> None:
-    """Raise ClusterError unless new workers fit together with those examined before; warn."""
-    assert config.bridge is not None
-    now_s = time.time()
-    before = [one._replace(clock_s=now_s) for one in before]
-    for message in require_compatible([*before, *new], now_s, exact=config.exact):
-        config.bridge.emit("warning", {"message": message})
 
 
 def _form_group(worker_group: Any, config: _TorchConfig, found: Sequence[HostInfo]) -> str:
@@ -332,12 +302,3 @@ def _join(backend: str, limit_s: float, hosts: Mapping[int, str]) -> str:
     except ClusterError as error:
         return str(error)
     return ""
-
-
-def _look_around(bridge: Bridge, use_gpu: bool, exact: bool) -> HostInfo:
-    """In a worker: prepare CUDA's start, choose the network interface and examine the host."""
-    set_cuda_variables(deterministic=exact)
-    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    choose_interface(address)
-    device = ray.train.torch.get_device() if use_gpu else None
-    return host_info(address, bridge.given()["marker"], device)

@@ -8,8 +8,9 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from gatdist.cluster import connection  # noqa: F401  sets up Ray's import
@@ -20,9 +21,12 @@ import ray.train.torch
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.epochs import RosterChannel, RunIsOver, membership_of, this_worker
 from gatdist.cluster.membership import LeftBehindError, RosterMembership
+from gatdist.cluster.network import choose_interface
+from gatdist.cluster.preflight import HostInfo, host_info, require_compatible
 from gatdist.cluster.rendezvous import DAY_S, set_collective_timeout
 from gatdist.cluster.runtime_env import prefer_folders
 from gatdist.common.errors import (
+    ClusterError,
     GatdistError,
     RetryableError,
     TrainingError,
@@ -31,7 +35,7 @@ from gatdist.common.errors import (
     rebuilt,
     summary,
 )
-from gatdist.config import parse_config
+from gatdist.config import parse_config, set_cuda_variables
 from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.members import Members
 from gatdist.storage import Store
@@ -41,9 +45,28 @@ from gatdist.training.progress import Progress
 _HEARTBEAT_S = 0.5
 # A later answer is ignored: the next heartbeat brings the orders again.
 _ANSWER_S = 5.0
-# Environment variable of a worker that joins a run, yes or no: it may not, since it does not fit.
-JOINS = "GATDIST_JOINS"
-_LOOK_S = 1.0
+# Environment variable of a worker that joins a run.
+_JOINS = "GATDIST_JOINS"
+_LOOK_S, _LOOK_AT_HOST_S = 1.0, 10.0
+
+
+def prepare_to_join(exact: bool) -> None:
+    """Let this worker join the others; before CUDA's start. ``exact``: as the run's results."""
+    _prepare(exact)
+    os.environ[_JOINS] = "yes"
+
+
+def examine(bridge: Bridge, use_gpu: bool, exact: bool) -> HostInfo:
+    """Prepare CUDA's start, choose the network interface and examine this worker's host."""
+    _prepare(exact)
+    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    device = ray.train.torch.get_device() if use_gpu else None
+    return host_info(address, bridge.given()["marker"], device)
+
+
+def _prepare(exact: bool) -> None:
+    set_cuda_variables(deterministic=exact)
+    choose_interface(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def work(given: dict[str, Any]) -> None:
@@ -81,9 +104,9 @@ def _work(given: dict[str, Any]) -> None:
     config = parse_config(json.loads(given["config"]))
     device = ray.train.torch.get_device()
     torch.set_num_threads(config.cluster.cpus_per_worker)
-    joins = os.environ.get(JOINS)
-    if joins == "no":
-        _await_end(bridge)
+    joins = _JOINS in os.environ
+    exact, use_gpu = config.run.reduction == "canonical", config.cluster.backend == "nccl"
+    if joins and not await_fit(bridge, partial(examine, bridge, use_gpu, exact), exact=exact):
         return
     comm: Communicator | None = None
     if not joins:
@@ -93,7 +116,7 @@ def _work(given: dict[str, Any]) -> None:
     channel = RosterChannel(bridge, this_worker())
     if config.cluster.after_loss == "continue":
         bridge.report("actor", this_worker(), [ray.get_runtime_context().current_actor])
-        membership = membership_of(config, device, channel, is_joining=bool(joins))
+        membership = membership_of(config, device, channel, is_joining=joins)
         comm = Members(comm, membership, device)
     assert comm is not None
     progress = Progress()
@@ -128,6 +151,32 @@ def _work(given: dict[str, Any]) -> None:
         membership.abort()
     if comm.is_main:
         bridge.report("finish", outcome)
+
+
+def await_fit(bridge: Bridge, look: Callable[[], HostInfo], *, exact: bool) -> bool:
+    """Wait until this worker's host fits together with those of the others.
+
+    Storage may be out of reach for a while. Returns false if the run is over before.
+    """
+    warned = False
+    while not bridge.report("is_over"):
+        host = look()
+        others, now_s = bridge.report("examined", [])
+        others = [one._replace(clock_s=now_s) for one in others]
+        try:
+            messages = require_compatible([*others, host], now_s, exact=exact)
+        except ClusterError as error:
+            if not warned:
+                message = f"{error}. The run continues without it until that has changed"
+                bridge.emit("warning", {"message": message})
+            warned = True
+            time.sleep(_LOOK_AT_HOST_S)
+        else:
+            for message in messages:
+                bridge.emit("warning", {"message": message})
+            bridge.report("examined", [host])
+            return True
+    return False
 
 
 def _may_pass(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """What the driver's mailbox and a worker's way to it say, without Ray's processes."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from gatdist.cluster.bridge import Mailbox
 from gatdist.cluster.epochs import RosterChannel, RunIsOver
 from gatdist.cluster.membership import RosterMembership
+from gatdist.cluster.preflight import HostInfo
 from gatdist.cluster.ray_train import _Control, _Replacing, _TorchConfig
 from gatdist.cluster.roster import Seat
+from gatdist.cluster.worker import await_fit
 from gatdist.common.errors import ClusterError, TrainingError, WorkerLostError
 from gatdist.config import load_config
 from gatdist.parallel.communicator import LocalCommunicator
@@ -145,3 +148,33 @@ def test_a_controller_whose_launch_is_over_ends(mailbox, monkeypatch):
     mailbox.take(2, ORDERS)
     with pytest.raises(WorkerLostError):
         control.after_controller_start(None)
+
+
+def host(name, *, storage="", version="2.13", clock_s=0.0):
+    return HostInfo(name, name, {"torch": version}, time.time() + clock_s, "", storage)
+
+
+@pytest.mark.parametrize("fault", [{"storage": "unreachable"}, {"clock_s": 900.0}])
+def test_a_worker_whose_host_does_not_fit_joins_once_it_does(fault, mailbox, monkeypatch):
+    monkeypatch.setattr("gatdist.cluster.worker._LOOK_AT_HOST_S", 0.0)
+    mailbox.report(1, "examined", [host("a"), host("b")])
+    looks = iter([host("c", **fault), host("c", **fault), host("c")])
+    assert await_fit(Direct(mailbox), lambda: next(looks), exact=False)
+    assert [kind for kind, _ in mailbox.take(1, ORDERS).events] == ["warning"]
+    hosts, _ = mailbox.report(1, "examined", [])
+    assert [one.host for one in hosts] == ["a", "b", "c"]
+
+
+def test_a_worker_with_other_software_waits_until_the_run_is_over(mailbox, monkeypatch):
+    monkeypatch.setattr("gatdist.cluster.worker._LOOK_AT_HOST_S", 0.0)
+    mailbox.report(1, "examined", [host("a"), host("b")])
+    looked = []
+
+    def look():
+        if looked:
+            mailbox.report(1, "finish", {"status": "finished"})
+        looked.append(True)
+        return host("c", version="2.12")
+
+    assert not await_fit(Direct(mailbox), look, exact=False)
+    assert len(looked) == 2
