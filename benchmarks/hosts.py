@@ -47,6 +47,13 @@ def why_not() -> str:
     return ""
 
 
+def require_hosts() -> None:
+    """Exit unless hosts can be made; let SIGTERM delete them."""
+    if reason := why_not():
+        raise SystemExit(f"needs hosts: {reason}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 class Host:
     """One host; ``disguises`` are bind mounts (path, replacement) for programs started later."""
 

@@ -231,6 +231,20 @@ def gaps(beats: Sequence[Beat], since_s: float) -> list[tuple[float, float]]:
     return found
 
 
+def kill(worker: Worker) -> None:
+    os.kill(worker.pid, signal.SIGKILL)
+
+
+def kill_host(run: HostsRun, worker: Worker, away_s: float) -> float:
+    """Kill the host of a worker, and start it again; return when."""
+    host = run.host_of(worker)
+    host.kill()
+    time.sleep(away_s)
+    began = time.time()
+    run.hosts.join(host)
+    return began
+
+
 def lives(worker: Worker) -> bool:
     try:
         words = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()

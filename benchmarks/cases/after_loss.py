@@ -8,20 +8,16 @@ worker 1 die in turn. ``samples.svg`` shows the samples seen around a fault.
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.case import parser, positive, save
 from benchmarks.cases.recovery import BACK_AFTER_S, SETTINGS
-from benchmarks.hosts import Hosts, why_not
-from benchmarks.runs_on_hosts import Beat, HostsRun, Worker, gaps, until
+from benchmarks.hosts import Hosts, require_hosts
+from benchmarks.runs_on_hosts import Beat, HostsRun, gaps, kill, kill_host, until
 from gatdist.monitor.figures import figure
 
 # Step times of the log are the means of many; here every step counts.
@@ -63,9 +59,7 @@ def main() -> None:
     arguments = parser("after_loss", __doc__)
     arguments.add_argument("--times", type=positive, default=5)
     given = arguments.parse_args()
-    if reason := why_not():
-        raise SystemExit(f"needs hosts: {reason}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that hosts are deleted
+    require_hosts()
     measured: dict[str, list[dict[str, Any]]] = {}
     # Where a spare finds room, one worker runs on each host.
     settings = [*SETTINGS, "cluster.max_failures=100", "cluster.placement=spread"]
@@ -78,12 +72,12 @@ def main() -> None:
             ) as run,
         ):
             run.start()
-            for kind, kill in KILLS.items():
+            for kind in ("worker", "host"):
                 if mode.has_spare and kind == "host":
                     continue
                 for number in range(given.times):
                     case = f"{kind}, {name}"
-                    found = measure(run, mode, kill, number)
+                    found = measure(run, mode, kind, number)
                     measured.setdefault(case, []).append(found)
                     record(settings, measured, given.out)
                     times = {key: f"{found[key]:.2f}" for key in TIMES}
@@ -92,39 +86,18 @@ def main() -> None:
     print(table(measured))
 
 
-def kill_worker(run: HostsRun, worker: Worker) -> float:
-    os.kill(worker.pid, signal.SIGKILL)
-    return time.time()
-
-
-def kill_host(run: HostsRun, worker: Worker) -> float:
-    host = run.host_of(worker)
-    host.kill()
-    time.sleep(BACK_AFTER_S)
-    began = time.time()
-    run.hosts.join(host)
-    return began
-
-
-KILLS: dict[str, Callable[[HostsRun, Worker], float]] = {
-    "worker": kill_worker,
-    "host": kill_host,
-}
-
-
 TIMES = ("pause_s", "replaced_s", "join_s")
 
 
-def measure(
-    run: HostsRun, mode: Mode, kill: Callable[[HostsRun, Worker], float], number: int
-) -> dict[str, Any]:
-    """Kill the older or younger worker; return the seconds that follow.
+def measure(run: HostsRun, mode: Mode, kind: str, number: int) -> dict[str, Any]:
+    """Kill the older or younger worker, or its host; return the seconds that follow.
 
     Returns:
         ``pause_s``, longest time without a new step that begins with the fault; ``replaced_s``,
         from then on that there was room for the replacement to its first step; ``join_s``, longest
-        time without a new step while it joins; ``samples``, seconds since the fault and samples
-        seen since then, of some steps.
+        time without a new step while it joins; ``phases_s``, until the process of the replacement
+        starts, has imported all, and makes its first step; ``samples``, seconds since the fault and
+        samples seen since then, of some steps.
     """
     until(lambda: len(run.workers()) == 2, "two workers", 120)
     if mode.has_spare:
@@ -132,9 +105,12 @@ def measure(
     alive = run.workers()
     settled = max(worker.ready for worker in alive)
     until(lambda: time.time() > settled + 5 and run.moves(), "steps of both", 60)
-    count, began = len(run.all_workers()), time.time()
-    room = kill(run, alive[number % 2])
-    joined = until(lambda: run.all_workers()[count:], "a replacement", 120)[0].ready
+    count, began, victim = len(run.all_workers()), time.time(), alive[number % 2]
+    if kind == "worker":
+        kill(victim)
+    room = began if kind == "worker" else kill_host(run, victim, BACK_AFTER_S)
+    replacement = until(lambda: run.all_workers()[count:], "a replacement", 120)[0]
+    joined = replacement.ready
     until(lambda: time.time() > max(joined + 3, began + _AFTER_S) and run.moves(), "steps", 60)
     found = gaps(run.beats(), began)
     first = max((gap for gap in found if gap[0] < began + 2), key=lambda gap: gap[1] - gap[0])
@@ -143,6 +119,11 @@ def measure(
         "pause_s": first[1] - first[0],
         "replaced_s": joined - room,
         "join_s": max(later, default=0.0),
+        "phases_s": {
+            "process starts": replacement.started - room,
+            "imports": replacement.imported - replacement.started,
+            "first step": joined - replacement.imported,
+        },
         "samples": _around(run.beats(), began),
     }
 

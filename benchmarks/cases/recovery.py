@@ -7,21 +7,16 @@ first new step. Phases are read from the driver's messages, Ray's logs and a plu
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.case import parser, positive, save
-from benchmarks.hosts import Hosts, why_not
-from benchmarks.runs_on_hosts import Beat, HostsRun, until
+from benchmarks.hosts import Hosts, require_hosts
+from benchmarks.runs_on_hosts import Beat, HostsRun, kill, kill_host, until
 
 BACK_AFTER_S = 6.0
 TARGETS_S = {"host": 20.0, "driver": 10.0}
@@ -47,9 +42,7 @@ def main() -> None:
     arguments = parser("recovery", __doc__)
     arguments.add_argument("--times", type=positive, default=5)
     given = arguments.parse_args()
-    if reason := why_not():
-        raise SystemExit(f"needs hosts: {reason}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that hosts are deleted
+    require_hosts()
     measured: dict[str, list[dict[str, Any]]] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -57,46 +50,34 @@ def main() -> None:
         HostsRun(hosts, Path(folder), SETTINGS) as run,
     ):
         run.start()
-        for kind, kill in KILLS.items():
+        for kind in ("worker", "host", "driver"):
             for number in range(given.times):
-                measured.setdefault(kind, []).append(measure(run, partial(kill, run, number)))
+                measured.setdefault(kind, []).append(measure(run, kind, number))
                 record(measured, given.out)
                 print(f"{kind} {number + 1}: {measured[kind][-1]['total_s']:.1f} s", flush=True)
     print(table(measured))
 
 
-def kill_worker(run: HostsRun, number: int) -> None:
+def disturb(run: HostsRun, kind: str, number: int) -> None:
     workers = run.workers()
-    os.kill(workers[number % len(workers)].pid, signal.SIGKILL)
+    worker = workers[number % len(workers)]
+    match kind:
+        case "worker":
+            kill(worker)
+        case "host":
+            kill_host(run, worker, BACK_AFTER_S)
+        case "driver":
+            run.kill_driver()
+            run.start()
 
 
-def kill_host(run: HostsRun, number: int) -> None:
-    workers = run.workers()
-    host = run.host_of(workers[number % len(workers)])
-    host.kill()
-    time.sleep(BACK_AFTER_S)
-    run.hosts.join(host)
-
-
-def kill_driver(run: HostsRun, number: int) -> None:
-    run.kill_driver()
-    run.start()
-
-
-KILLS: dict[str, Callable[[HostsRun, int], None]] = {
-    "worker": kill_worker,
-    "host": kill_host,
-    "driver": kill_driver,
-}
-
-
-def measure(run: HostsRun, kill: Callable[[], None]) -> dict[str, Any]:
+def measure(run: HostsRun, kind: str, number: int) -> dict[str, Any]:
     calm = time.time()
     until(lambda: run.moves() and _newest_commit(run) > calm, "a checkpoint after the last", 120)
     before = run.last()
     assert before is not None
     began = time.time()
-    kill()
+    disturb(run, kind, number)
     ready, made = until(lambda: _first_step(run, before.attempt), "a new step", 180)
     phases, last = {}, began
     marks = [*_marks(run, began), ("set up", ready.time_s), ("first step", made.time_s)]

@@ -20,7 +20,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,8 +31,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.case import gatdist_command, parser, save
-from benchmarks.hosts import Host, Hosts, why_not
-from benchmarks.runs_on_hosts import SETTINGS, Beat, HostsRun, Worker, gaps, lives, until
+from benchmarks.hosts import Host, Hosts, require_hosts
+from benchmarks.runs_on_hosts import SETTINGS, Beat, HostsRun, Worker, gaps, kill, lives, until
 from gatdist.monitor.figures import figure
 from gatdist.runs.inspection import digest
 
@@ -65,10 +64,8 @@ def main() -> None:
     options.add_argument("--reference-s", type=float, default=3 * 3600.0, help="its longest time")
     arguments = options.parse_args()
     out = arguments.check or arguments.out
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that hosts are deleted
     if not arguments.check:
-        if reason := why_not():
-            raise SystemExit(f"needs hosts: {reason}")
+        require_hosts()
         low_s, high_s = map(float, arguments.every.split(":"))
         cards = deck(arguments.faults.split(","), arguments.seed)
         gaps = random.Random(arguments.seed)
@@ -240,7 +237,7 @@ class Soak:
 def kill_workers(soak: Soak, *ranks: int) -> None:
     workers = [soak.worker(rank) for rank in ranks] if ranks else soak.train.workers()
     for worker in workers:
-        os.kill(worker.pid, signal.SIGKILL)
+        kill(worker)
 
 
 def kill_host(soak: Soak, away_s: float) -> str:
