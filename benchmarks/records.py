@@ -226,11 +226,19 @@ def _recovery(found: Found) -> list[Line]:
     ]
 
 
+_AFTER_LOSS = {
+    "elastic": "the others continue, elastic number of workers",
+    "fixed": "the others continue, fixed number of workers",
+    "spare": "the others continue, with a spare worker",
+    "restart": "all restart, elastic number of workers",
+}
+
+
 def _after_loss(found: Found) -> list[Line]:
     lines = []
     for case, measured in found["measured"].items():
-        killed, size = case.split(", ")
-        what = f"a {killed} is killed, the others continue ({size} number of workers): no new step"
+        killed, mode = case.split(", ")
+        what = f"a {killed} is killed ({_AFTER_LOSS[mode]}): no new step"
         lines.append(Line(what, *_seconds([one["pause_s"] for one in measured])))
     return lines
 
@@ -252,7 +260,9 @@ def _startup(found: Found) -> list[Line]:
 def _soak(found: Found) -> list[Line]:
     count = len(found["faults"])
     ended = "bit-identical to an undisturbed run" if found["equal"] else "other bytes"
-    what = f"{found['minutes']:.0f} minutes with {count} faults on two hosts"
+    continues = found.get("after_loss") == "continue"
+    after = "the others continue" if continues else "each restarts all workers"
+    what = f"{found['minutes']:.0f} minutes with {count} faults on two hosts ({after})"
     return [
         Line(what, f"goodput {_share(found['goodput'])} (100 %: no faults); {ended}", "one run")
     ]

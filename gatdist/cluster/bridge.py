@@ -171,7 +171,7 @@ class Mailbox:
     def _actor(self, worker: str, actor: list[Any]) -> None:
         (self._actors[worker],) = actor
 
-    def _enroll(self, sizes: list[int], workers: list[str]) -> None:
+    def _enroll(self, sizes: Sequence[int], workers: list[str]) -> None:
         self._roster = Roster(sizes, workers)
 
     def _arrive(self, worker: str, meets_at: Address, host: str) -> None:

@@ -54,7 +54,7 @@ class Driver:
     def __init__(
         self,
         config: Config,
-        sizes: list[int],
+        sizes: Sequence[int],
         run_dir: str,
         console: Console | None,
         log: Path,

@@ -8,6 +8,7 @@ ended is followed by another one, from the last checkpoint.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ _RELEASE_S = 3.0
 
 def fit(
     config: Config,
-    sizes: list[int],
+    sizes: Sequence[int],
     run_dir: str,
     console: Console | None,
     interrupts: Interrupts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -95,8 +96,9 @@ def too_small(
 
 
 def largest(sizes: Sequence[int], room: int) -> int | None:
-    """Return the largest of ``sizes`` that fits; None if none does."""
-    return max((size for size in sizes if size <= room), default=None)
+    """Return the largest of ``sizes``, which ascend, that fits; None if none does."""
+    count = bisect_right(sizes, room)
+    return sizes[count - 1] if count else None
 
 
 def size_to_launch(

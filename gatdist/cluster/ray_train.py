@@ -72,7 +72,7 @@ class RayTrain(threading.Thread):
         *,
         number: int,
         num_workers: int,
-        sizes: tuple[int, ...],
+        sizes: Sequence[int],
         needs: dict[str, float],
         bridge: Bridge,
         records: str,
@@ -190,7 +190,7 @@ class _TorchConfig(TorchConfig):
     first: bool = True
     exact: bool = False  # whether results must be bit-identical
     # Numbers of workers that may continue; none: a loss ends the launch.
-    sizes: tuple[int, ...] = ()
+    sizes: Sequence[int] = ()
     joins: bool = False  # whether these workers join others
 
     @property
@@ -242,7 +242,7 @@ class _Replacing(_Preflight):
         if not (config.joins or self._has_started):
             super().on_start(worker_group, backend_config)
             self._has_started = True
-            bridge.report("enroll", list(config.sizes), worker_group.execute(epochs.this_worker))
+            bridge.report("enroll", config.sizes, worker_group.execute(epochs.this_worker))
         elif config.joins or bridge.report("has_members"):
             try:
                 worker_group.execute(prepare_to_join, config.exact)

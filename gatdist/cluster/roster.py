@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from gatdist.cluster.policies import largest
+
 Address = tuple[str, int]
 
 
@@ -50,7 +52,7 @@ class Roster:
     """
 
     def __init__(self, sizes: Sequence[int], members: Sequence[str] = ()) -> None:
-        self._sizes = tuple(sizes)
+        self._sizes: Sequence[int] = sizes
         self.epoch, self.members = 1, list(members)
         self.lost: set[str] = set()
         self._leaving: set[str] = set()
@@ -81,7 +83,7 @@ class Roster:
 
     def accept_any_size(self) -> None:
         """Let all that are there begin the next epoch: they are only to save the state."""
-        self._sizes = tuple(range(1, self._sizes[-1] + 1))
+        self._sizes = range(1, self._sizes[-1] + 1)
 
     def end(self) -> None:
         """Take note that the run is over: no epoch follows."""
@@ -148,7 +150,7 @@ class Roster:
             self._begin(_ranked(self.members, stay, new[: max(0, size - len(stay))], size))
 
     def _size(self, available: int) -> int:
-        return max((size for size in self._sizes if size <= available), default=0)
+        return largest(self._sizes, available) or 0
 
     def _begin(self, members: list[str]) -> None:
         self.epoch += 1

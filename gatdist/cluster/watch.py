@@ -122,7 +122,7 @@ class Launch:
             driver.config,
             number=len(self._trains),
             num_workers=num_workers,
-            sizes=tuple(driver.sizes) if driver.continues else (),
+            sizes=driver.sizes if driver.continues else (),
             needs=driver.needs,
             bridge=driver.bridge,
             records=self._records,

@@ -195,23 +195,18 @@ class Config(Section):
         parts = self.run.virtual_workers if canonical else self.run.global_batch
         return parts / -(-parts // num_workers)
 
-    def fitting_workers(self) -> list[int]:
-        """Return the sizes in ``cluster.workers`` that can share the global batch, ascending.
+    def fitting_workers(self) -> range:
+        """Return the sizes in ``cluster.workers`` that can share the global batch.
 
         Raises:
             ConfigError: there is none.
         """
-        found, refusal = [], None
-        for size in range(self.cluster.min_workers, self.cluster.max_workers + 1):
-            try:
-                self.check_workers(size)
-            except ConfigError as error:
-                refusal = error
-            else:
-                found.append(size)
-        if not found and refusal:
-            raise refusal
-        return found
+        least = self.cluster.min_workers
+        self.check_workers(least)
+        most = min(self.cluster.max_workers, self.run.global_batch, self.generator_batch)
+        if self.run.reduction == "canonical":
+            most = min(most, self.run.virtual_workers)
+        return range(least, most + 1)
 
     def schedules(self) -> dict[str, Schedule]:
         """Return the schedules that change, by dotted key."""

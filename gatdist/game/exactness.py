@@ -148,7 +148,7 @@ def require_whole_batches(config: Config, player: str, network: nn.Module, worke
 
 def require_whole_groups(
     config: Config, player: str, network: nn.Module, sizes: Sequence[int]
-) -> list[int]:
+) -> Sequence[int]:
     """Return the numbers of workers that keep whole the groups that a layer of ``network`` couples.
 
     Parts hold every k-th sample of the global batch, and groups every (batch / group)-th. So groups
@@ -158,7 +158,7 @@ def require_whole_groups(
     Raises:
         ConfigError: no number of workers does, or micro-batches cut groups.
     """
-    fitting = list(sizes)
+    fitting = sizes
     for found in couplings(network):
         if found.group is not None:
             what = f"the {player}'s layer {found.layer} couples samples in groups of {found.group}"
@@ -175,8 +175,8 @@ def require_whole_groups(
 
 
 def _with_whole_groups(
-    config: Config, batch: int, group: int, what: str, sizes: list[int]
-) -> list[int]:
+    config: Config, batch: int, group: int, what: str, sizes: Sequence[int]
+) -> Sequence[int]:
     groups = batch // group
     rule = f"must divide the {groups} groups of a batch: {what}"
     if config.run.reduction == "canonical":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from statistics import median
 from typing import NamedTuple, Self
 
 import torch
@@ -136,16 +136,23 @@ def find_stragglers(times: Sequence[WorkerTimes], factor: float) -> list[Straggl
     samples, as much more is expected. A slow link looks the same: its sender receives early what it
     needs, and the others wait.
     """
+    if len(times) < 2:
+        return []
+    usual: dict[int, _Others] = {}  # by number of samples, of which there are few
+    phases: dict[str, _Others] = {}
     found = []
     for rank, mine in enumerate(times):
-        others = [other for r, other in enumerate(times) if r != rank]
-        if not others:
-            continue
-        usual_s = median(o.busy_s * max(1.0, mine.samples / o.samples) for o in others)
+        if mine.samples not in usual:
+            usual[mine.samples] = _Others(
+                one.busy_s * max(1.0, mine.samples / one.samples) for one in times
+            )
+        usual_s = usual[mine.samples].median(mine.busy_s)
         late_s = mine.busy_s - usual_s
         if mine.busy_s <= factor * usual_s or late_s <= _MIN_SHARE * mine.seconds[_STEP]:
             continue
-        phase = _slowest_phase(mine, others)
+        for tag in mine.seconds.keys() - phases.keys():
+            phases[tag] = _Others(one.seconds.get(tag, 0.0) for one in times)
+        phase = _slowest_phase(mine, phases)
         message = (
             f"worker {rank} on {mine.host} is a straggler: {mine.busy_s:.3g} s per step without "
             f"communication, the others {usual_s:.3g} s; phase {phase!r} loses most. "
@@ -155,15 +162,26 @@ def find_stragglers(times: Sequence[WorkerTimes], factor: float) -> list[Straggl
     return found
 
 
-def _slowest_phase(mine: WorkerTimes, others: Sequence[WorkerTimes]) -> str:
+class _Others:
+    """Values of all workers, sorted once, for the medians of all but one."""
+
+    def __init__(self, values: Iterable[float]) -> None:
+        self._sorted = sorted(values)
+
+    def median(self, mine: float) -> float:
+        """Return the median of the values without one that equals ``mine``."""
+        place, last = bisect_left(self._sorted, mine), len(self._sorted) - 2
+        low, high = (self._sorted[i + (i >= place)] for i in (last // 2, last - last // 2))
+        return (low + high) / 2
+
+
+def _slowest_phase(mine: WorkerTimes, others: Mapping[str, _Others]) -> str:
     """The phase in which a worker is furthest behind.
 
     If the others wait for it within the same phase, none is, and its own longest phase is returned.
     """
     phases = [tag for tag in mine.seconds if tag not in (_COMMUNICATION, _STEP)]
-    late = {
-        tag: mine.seconds[tag] - median(o.seconds.get(tag, 0.0) for o in others) for tag in phases
-    }
+    late = {tag: mine.seconds[tag] - others[tag].median(mine.seconds[tag]) for tag in phases}
     tag = max(phases, key=lambda tag: late[tag])
     if late[tag] <= _MIN_SHARE * mine.seconds[_STEP]:
         tag = max(phases, key=lambda tag: mine.seconds[tag])

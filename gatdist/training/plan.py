@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ class Checked:
     generator: nn.Module
     discriminator: nn.Module
     rule: UpdateRule
-    sizes: list[int]
+    sizes: Sequence[int]
     warnings: tuple[str, ...] = ()
 
 
@@ -71,19 +72,18 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
 
     Nothing is written to ``run_dir``. Networks are tried out on ``device`` (default: the CPU).
     """
-    fitting = config.fitting_workers()
+    fitting: Sequence[int] = config.fitting_workers()
     import_plugins(config.plugins)
     store = Store(run_dir, config.run.storage_options)
     higher_is_better(config.run)
     dataset = open_dataset(config.data)
     for name, order in orders_of(config, dataset).items():
         part = parts_of(dataset)[name]
-        shares = (
-            WorkerShare.from_config(config, rank, size) for size in fitting for rank in range(size)
-        )
-        # What a worker needs depends on these two only.
-        for share in {(s.local_batch, s.streams(order.interleave)): s for s in shares}.values():
-            part.memory_budget(order, part.config, share)
+        # The fewest workers have the largest shares; of some more, each may read more streams.
+        for size in fitting[: bisect_right(fitting, 2 * fitting[0])]:
+            for rank in {0, size - 1}:
+                share = WorkerShare.from_config(config, rank, size)
+                part.memory_budget(order, part.config, share)
     sample_shape, num_classes = dataset.sample_format.shape, dataset.num_classes
     metadata = dataset.sample_format.metadata
     task = build_task(config, sample_shape, metadata)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import median
+
+import hypothesis.strategies as st
+from hypothesis import given
+
 from gatdist.monitor.timing import WorkerTimes, find_stragglers
 
 
@@ -51,3 +56,32 @@ def test_small_difference_is_not_reported():
     """Twice the others' computation, but a tenth of the step."""
     times = [worker("a", 1.0, 0.9, data=0.1), worker("b", 1.0, 0.8, data=0.2)]
     assert find_stragglers(times, 1.5) == []
+
+
+SECONDS = st.floats(0.0, 10.0)
+
+
+@given(st.lists(st.tuples(SECONDS, SECONDS, st.sampled_from([3, 4])), min_size=2, max_size=9))
+def test_each_worker_is_compared_with_the_median_of_the_others(rows):
+    times = [
+        worker(str(n), busy + data + 1, 1.0, data=data, work=busy)._replace(samples=samples)
+        for n, (busy, data, samples) in enumerate(rows)
+    ]
+
+    def is_late(rank):
+        mine, others = times[rank], times[:rank] + times[rank + 1 :]
+        usual_s = median(o.busy_s * max(1.0, mine.samples / o.samples) for o in others)
+        late_s = mine.busy_s - usual_s
+        return mine.busy_s > 1.5 * usual_s and late_s > 0.2 * mine.seconds["time/step_s"]
+
+    found = find_stragglers(times, 1.5)
+    assert [each.rank for each in found] == [*filter(is_late, range(len(times)))]
+    for each in found:
+        mine, others = times[each.rank], times[: each.rank] + times[each.rank + 1 :]
+        late = {
+            name: mine.seconds[f"time/{name}_s"]
+            - median(o.seconds[f"time/{name}_s"] for o in others)
+            for name in ("data", "work")
+        }
+        if max(late.values()) > 0.2 * mine.seconds["time/step_s"]:
+            assert late[each.phase] == max(late.values())
