@@ -21,7 +21,7 @@ QUALITY = (
 )
 SPEED = (
     *("step", "gpu", "using", "data", "storage", "scaling", "startup", "recovery", "after_loss"),
-    *("undo", "soak"),
+    *("undo", "soak", "scale"),
 )
 # Of the README: a record, and which of its lines.
 HIGHLIGHTS = (("digits", 0), ("step", 0), ("data", 0), ("scaling", 1), ("soak", 0))

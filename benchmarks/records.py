@@ -253,6 +253,18 @@ def _undo(found: Found) -> list[Line]:
     return [Line(what, f"{_number(median(ratios))} ×", spread)]
 
 
+def _scale(found: Found) -> list[Line]:
+    return [
+        Line(
+            row["what"],
+            f"{_number(row['median'])} {row['unit']}",
+            f"{_number(min(row['values']))} to {_number(max(row['values']))}; before: "
+            f"{row['before']}",
+        )
+        for row in found["rows"]
+    ]
+
+
 def _startup(found: Found) -> list[Line]:
     return [Line(one["what"], *_seconds(one["seconds"])) for one in found["cases"]]
 
@@ -303,6 +315,7 @@ REPORTERS: dict[str, Callable[[Found], list[Line]]] = {
     "recovery": _recovery,
     "after_loss": _after_loss,
     "undo": _undo,
+    "scale": _scale,
     "soak": _soak,
     "using": _using,
     "gpu": _gpu,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple, cast
@@ -10,7 +11,7 @@ from typing import Any, Literal, NamedTuple, cast
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gatdist.cluster.policies import Heartbeat
+from gatdist.cluster.policies import HEARTBEAT_S, Heartbeat, heartbeat_interval_s
 from gatdist.cluster.preflight import HostInfo
 from gatdist.cluster.roster import Address, Roster, Seat
 from gatdist.common.errors import WorkerLostError
@@ -37,6 +38,7 @@ class DriverUpdate(NamedTuple):
     late: list[str]  # of them who have not arrived for the next epoch, once theirs has ended
     is_between: bool  # whether that epoch has ended, and the next one has not begun
     epoch: int  # its number; 0 if there are no epochs
+    interval_s: float  # between heartbeats
 
 
 class Mailbox:
@@ -54,6 +56,7 @@ class Mailbox:
         self._launch = launch
         self._events: list[Event] = []
         self._heartbeats: dict[str, dict[str, Any]] = {}  # by worker
+        self._interval_s = HEARTBEAT_S
         self._actors: dict[str, Any] = {}  # handles, by worker
         self._roster: Roster | None = None
         self._stacks: dict[int, dict[str, Any]] = {}
@@ -81,6 +84,7 @@ class Mailbox:
         self._orders = orders
         events, self._events = self._events, []
         now = time.monotonic()
+        self._interval_s = heartbeat_interval_s(len({b["node"] for b in self._heartbeats.values()}))
         if self._roster:
             if orders["stop"]:
                 self._roster.accept_any_size()
@@ -118,6 +122,7 @@ class Mailbox:
             self._roster.late if self._roster else [],
             self._roster is not None and self._roster.has_ended,
             self._roster.epoch if self._roster else 0,
+            self._interval_s,
         )
 
     def _waiting(self) -> dict[str, str]:
@@ -155,14 +160,22 @@ class Mailbox:
     def _event(self, kind: str, fields: dict[str, Any]) -> None:
         self._events.append((kind, fields))
 
-    def _heartbeat(self, rank: int, fields: dict[str, Any]) -> Orders:
-        worker, roster = fields["actor"], self._roster
-        if roster and not roster.is_member(worker):
-            return self._orders | {"is_lost": True}
-        self._heartbeats[worker] = fields | {"rank": rank, "heard": time.monotonic()}
+    def _heartbeats_of_host(self, beats: Sequence[dict[str, Any]]) -> Orders:
+        """Take note of heartbeats, which are ``age_s`` old. Return the orders to their workers.
+
+        Those ``lost`` must stop, since the others continue without them.
+        """
+        roster, now, lost = self._roster, time.monotonic(), []
+        for beat in beats:
+            worker, heard = beat["actor"], now - beat["age_s"]
+            if roster and not roster.is_member(worker):
+                lost.append(worker)
+            elif heard > self._heartbeats.get(worker, {}).get("heard", 0.0):
+                self._heartbeats[worker] = beat | {"heard": heard}
+        orders = self._orders | {"interval_s": self._interval_s, "lost": lost}
         if not roster:
-            return self._orders
-        return self._orders | {
+            return orders
+        return orders | {
             "epoch": roster.epoch,
             "is_between": roster.has_ended,
             "is_due": roster.is_due,
@@ -225,11 +238,12 @@ class Mailbox:
 class Bridge:
     """A handle to a :class:`Mailbox` for one launch, which can be sent to workers.
 
-    Without an ``actor``, it starts a mailbox on the driver's node.
+    Without an ``actor``, it starts a mailbox on the driver's node. Its ``name`` is that of no other
+    launch.
     """
 
     def __init__(self, actor: Any = None, launch: int = 0) -> None:
-        self.launch = launch
+        self.launch, self.name = launch, uuid.uuid4().hex
         self._orders = _NO_ORDERS
         self.controllers: dict[int, Any] = {}
         self.actor: Any = (

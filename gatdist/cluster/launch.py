@@ -25,7 +25,7 @@ from gatdist.cluster import policies, runtime_env
 from gatdist.cluster.driver import Driver
 from gatdist.cluster.nodes import Nodes, may_grow
 from gatdist.cluster.processes import end_descendants, output_to_file
-from gatdist.cluster.watch import LOOK_S, Launch
+from gatdist.cluster.watch import Launch
 from gatdist.common.errors import GatdistError, InterruptedRunError, WorkerLostError
 from gatdist.config import Config
 from gatdist.training.interrupts import Interrupts
@@ -100,7 +100,7 @@ def _recover(driver: Driver, error: GatdistError) -> str:
     driver.warn(f"{error}. Restarting from the last checkpoint{delay}")
     end = time.monotonic() + decision.delay_s
     while time.monotonic() < end and not driver.interrupted:
-        time.sleep(LOOK_S)
+        time.sleep(policies.LOOK_S)
     if driver.interrupted:
         raise _final(error, "interrupted", driver.log) from None
     return str(error)
@@ -144,7 +144,7 @@ def _await_room(driver: Driver) -> int:
             noted = True
             driver.note(f"waiting for room for {many}")
             driver.demand.report()
-        time.sleep(LOOK_S)
+        time.sleep(policies.LOOK_S)
 
 
 _RESUMES = "The same command resumes from the last checkpoint"

@@ -15,6 +15,27 @@ _FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 30.0
 _HOUR_S = 3600.0
 
 
+# Heartbeats
+
+
+HEARTBEAT_S = 0.5
+# Without one for so many intervals, a host may be gone.
+STALE_INTERVALS = 3
+# As much as the driver and its mailbox can do with less than a third of a core.
+_MESSAGES_PER_S, _WORKERS_LOOKED_AT_PER_S = 400, 5000
+LOOK_S = 0.2
+
+
+def heartbeat_interval_s(num_hosts: int) -> float:
+    """Return the seconds between the messages of each host."""
+    return max(HEARTBEAT_S, num_hosts / _MESSAGES_PER_S)
+
+
+def look_interval_s(num_workers: int) -> float:
+    """Return the seconds between the driver's looks at all workers."""
+    return max(LOOK_S, num_workers / _WORKERS_LOOKED_AT_PER_S)
+
+
 # Number of workers
 
 

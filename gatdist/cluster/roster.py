@@ -54,6 +54,7 @@ class Roster:
     def __init__(self, sizes: Sequence[int], members: Sequence[str] = ()) -> None:
         self._sizes: Sequence[int] = sizes
         self.epoch, self.members = 1, list(members)
+        self._members = {*members}
         self.lost: set[str] = set()
         self._leaving: set[str] = set()
         self._is_over = False
@@ -105,15 +106,19 @@ class Roster:
     @property
     def has_ended(self) -> bool:
         """Whether the present epoch is over, so that its workers must arrive."""
-        return bool(self.lost & {*self.members} or self._waiting.keys() & {*self.members})
+        return not (
+            self.lost.isdisjoint(self._members) and self._waiting.keys().isdisjoint(self._members)
+        )
 
     @property
     def is_due(self) -> bool:
         """Whether the workers are to change at the end of a step."""
         if self.has_ended:
             return False
+        leaves = not self._leaving.isdisjoint(self._members)
+        if not leaves and not self._waiting:
+            return False
         size = self._size(len(self._staying) + len(self.joining))
-        leaves = bool(self._leaving & {*self.members})
         return size > len(self.members) or (leaves and self._can_do_without_leaving)
 
     @property
@@ -130,7 +135,7 @@ class Roster:
     @property
     def joining(self) -> list[str]:
         """Workers that wait to join, without those that are to leave."""
-        out = {*self.members} | self.lost | self._leaving
+        out = self._members | self.lost | self._leaving
         return [worker for worker in self._waiting if worker not in out]
 
     @property
@@ -154,12 +159,12 @@ class Roster:
 
     def _begin(self, members: list[str]) -> None:
         self.epoch += 1
-        new = [rank for rank, worker in enumerate(members) if worker not in self.members]
+        new = {rank for rank, worker in enumerate(members) if worker not in self._members}
         self.lost |= self._leaving - {*members}
-        self.members = members
+        self.members, self._members = members, {*members}
         arrivals = [self._waiting.pop(worker) for worker in members]
         hosts = {rank: arrival.host for rank, arrival in enumerate(arrivals)}
-        joined = f"a worker on {hosts[new[0]]}" if len(new) == 1 else f"{len(new)} workers"
+        joined = f"a worker on {hosts[min(new)]}" if len(new) == 1 else f"{len(new)} workers"
         cause = "; ".join([*self._causes, *([f"{joined} joined"] if new else [])])
         self._causes.clear()
         self._seats.clear()
@@ -169,7 +174,7 @@ class Roster:
             )
 
     def _blame(self, worker: str, cause: str) -> None:
-        if cause and worker in self.members and worker not in self.lost:
+        if cause and worker in self._members and worker not in self.lost:
             self._causes[cause] = None
 
 

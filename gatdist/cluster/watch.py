@@ -31,16 +31,15 @@ from gatdist.common.errors import (
 )
 from gatdist.storage import Store
 
-LOOK_S = 0.2
 _LOOK_AT_NODES_S = 1.0
 # How long room must last before more workers are started: at the cost of a restart, or without.
 _GROWTH_PATIENCE_S, _JOIN_PATIENCE_S = 10.0, 3.0
 # For how long workers that join hold up the others, generously.
 _JOIN_S = 2.0
-# Heartbeats of workers that have continued arrive within this: until then they seem to wait.
-_SETTLE_S = 2.0
-# After this, a worker's host is asked whether it is still there.
-_SILENT_S = 1.5
+# Heartbeats of workers that have continued arrive meanwhile: until then they seem to wait.
+_SETTLE_INTERVALS = 4
+# At most so many workers are looked up at a time.
+_MOST_SUSPECTS = 256
 _STACKS_WAIT_S = 3.0
 # Training workers stop by themselves within this.
 _PATIENCE_S = 1.5
@@ -92,7 +91,7 @@ class Launch:
             driver.bridge.give(runtime_env.at_start(driver.config, driver.run_dir, left))
             self._start(self._size, reason)
             while any(train.is_alive() for train in self._trains):
-                time.sleep(LOOK_S)
+                time.sleep(policies.look_interval_s(self._size))
                 update = self._take()
                 if self._has_started and not driver.continues:
                     start.close()  # deletes the marker; workers that join look for it
@@ -179,7 +178,7 @@ class Launch:
     def _hangs(self, update: DriverUpdate) -> bool:
         """Whether Ray Train is still busy, such as with a replacement, though the run is over."""
         now = time.monotonic()
-        if update.outcome is None or any(one.silent_s < _SILENT_S for one in update.heartbeats):
+        if update.outcome is None or len(_silent(update)) < len(update.heartbeats):
             self._over_since = None
             return False
         self._over_since = self._over_since or now
@@ -209,7 +208,7 @@ class Launch:
         if not self._has_started:
             error = self._check_start(update, now)
         elif update.is_between:  # all wait for those of the next epoch, for a limited time
-            self._settles_until = now + _SETTLE_S
+            self._settles_until = now + _SETTLE_INTERVALS * update.interval_s
         elif now > self._settles_until:
             error = self._check_stragglers(update, now)
         if error is None and now - self._looked > _LOOK_AT_NODES_S:
@@ -234,19 +233,21 @@ class Launch:
 
     def _check_members(self, update: DriverUpdate, now: float) -> GatdistError | None:
         """Take lost workers out of the run; return why it can't continue without them."""
-        silent = {one.node for one in update.heartbeats if one.silent_s > _SILENT_S}
-        if len(silent) == len({one.node for one in update.heartbeats}):
+        quiet = _silent(update)
+        used = {one.node for one in update.heartbeats}
+        silent = used - {one.node for one in update.heartbeats if one.actor not in quiet}
+        if silent == used:
             silent = set()  # the driver's own network may be down
         if not update.is_between:
             self._between_since = None
             if not silent and now - self._looked <= _LOOK_AT_NODES_S:
                 return None
         nodes = Nodes.now()
-        gone = {*nodes.lost({one.node for one in update.heartbeats})}
+        gone = {*nodes.lost(used)}
         gone |= silent_hosts({node: nodes.addresses[node] for node in silent - gone})
         if spares := dead_actors(update.waiting):
             self._driver.bridge.lose(sorted(spares), "")
-        dead = dead_actors(update.members)
+        dead = dead_actors(suspects(update))
         dead |= {one.actor for one in update.heartbeats if one.node in gone}
         if dead:
             names = [str(one) for one in update.heartbeats if one.actor in dead]
@@ -269,7 +270,7 @@ class Launch:
             return error
         driver.disturbances += 1
         driver.bridge.lose(sorted(lost), why)
-        self._settles_until = time.monotonic() + _SETTLE_S
+        self._settles_until = time.monotonic() + _SETTLE_INTERVALS * update.interval_s
         if update.epoch == self._lossy_epoch:  # more of one loss, such as that of a rack
             driver.warn(f"{why}. The others continue")
             return None
@@ -349,6 +350,20 @@ class Launch:
         self._driver.bridge.order("stop")
 
 
+def _silent(update: DriverUpdate) -> set[str]:
+    """Return the workers without a heartbeat for so long that their host may be gone."""
+    limit_s = policies.STALE_INTERVALS * update.interval_s
+    return {one.actor for one in update.heartbeats if one.silent_s > limit_s}
+
+
+def suspects(update: DriverUpdate) -> list[str]:
+    """Return members that may have died: silent ones, and those that do not follow the others."""
+    silent_s = {one.actor: one.silent_s for one in update.heartbeats}
+    possible = _silent(update) | {*update.late} | ({*update.members} - silent_s.keys())
+    found = possible & {*update.members}
+    return sorted(found, key=lambda one: -silent_s.get(one, float("inf")))[:_MOST_SUSPECTS]
+
+
 class _Stragglers:
     """Reports workers that the others wait for, with the stacks of all workers."""
 
@@ -360,7 +375,9 @@ class _Stragglers:
 
     def look(self, update: DriverUpdate, now: float) -> policies.StragglerReport | None:
         """Return those that are to be given up: they are late by ``heartbeat_timeout_s``."""
-        timeout_s, warn_s = self._cluster.heartbeat_timeout_s, self._cluster.straggler_warn_s
+        timeout_s = self._cluster.heartbeat_timeout_s
+        stale_s = policies.STALE_INTERVALS * update.interval_s
+        warn_s = max(self._cluster.straggler_warn_s, stale_s)
         slack_s = policies.lengthy_s(self._cluster)
         late = policies.straggler_report(update.heartbeats, warn_s, slack_s)
         if late is None:

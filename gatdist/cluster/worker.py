@@ -23,6 +23,7 @@ from gatdist.cluster.epochs import RosterChannel, RunIsOver, membership_of, this
 from gatdist.cluster.membership import LeftBehindError, RosterMembership
 from gatdist.cluster.network import choose_interface
 from gatdist.cluster.preflight import HostInfo, host_info, require_compatible
+from gatdist.cluster.relay import Relay, shared_folder
 from gatdist.cluster.rendezvous import DAY_S, set_collective_timeout
 from gatdist.cluster.runtime_env import prefer_folders
 from gatdist.common.errors import (
@@ -42,7 +43,6 @@ from gatdist.storage import Store
 from gatdist.storage.backends import redact_secrets, secrets_of
 from gatdist.training.progress import Progress
 
-_HEARTBEAT_S = 0.5
 # A later answer is ignored: the next heartbeat brings the orders again.
 _ANSWER_S = 5.0
 # Environment variable of a worker that joins a run.
@@ -216,22 +216,22 @@ def _heartbeat(
 ) -> Iterator[threading.Event]:
     """Send heartbeats from a thread. Yields an event that is set when the driver orders a stop."""
     stop, over = channel.stops, threading.Event()
-    about = {
-        "host": socket.gethostname(),
-        "node": ray.get_runtime_context().get_node_id(),
-        "actor": this_worker(),
-        "pid": os.getpid(),
-    }
+    me, node = this_worker(), ray.get_runtime_context().get_node_id()
+    about = {"host": socket.gethostname(), "node": node, "actor": me, "pid": os.getpid()}
+    relay = Relay(
+        shared_folder(f"{bridge.name}-{node[:16]}"),
+        me,
+        lambda beats: bridge.report("heartbeats_of_host", beats, timeout_s=_ANSWER_S),
+    )
 
     def beat() -> None:
         stacks_sent = 0
         while True:
             try:
-                report = progress.report() | about
-                orders = bridge.report("heartbeat", comm.rank, report, timeout_s=_ANSWER_S)
+                orders = relay.exchange(progress.report() | about | {"rank": comm.rank})
                 if orders and orders["stop"]:
                     stop.set()
-                if membership and orders and orders.get("is_lost"):
+                if membership and orders and me in orders["lost"]:
                     membership.abort()  # the others continue without this worker
                 if membership and orders and "epoch" in orders:
                     channel.due = orders["is_due"] and orders["epoch"] == membership.epoch
@@ -240,10 +240,11 @@ def _heartbeat(
                 if orders and orders["stacks"] > stacks_sent:
                     stacks_sent = orders["stacks"]
                     stacks = progress.stacks()
-                    bridge.report("stack", this_worker(), comm.rank, stacks, timeout_s=_ANSWER_S)
+                    bridge.report("stack", me, comm.rank, stacks, timeout_s=_ANSWER_S)
             except ray.exceptions.RayError:
                 pass  # a late answer; or the driver is gone, and Ray ends this worker
-            if over.wait(_HEARTBEAT_S):
+            if over.wait(relay.interval_s):
+                relay.close()
                 return
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)

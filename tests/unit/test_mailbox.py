@@ -10,6 +10,7 @@ import torch
 from gatdist.cluster.bridge import Mailbox
 from gatdist.cluster.epochs import RosterChannel, RunIsOver
 from gatdist.cluster.membership import RosterMembership
+from gatdist.cluster.policies import heartbeat_interval_s
 from gatdist.cluster.preflight import HostInfo
 from gatdist.cluster.ray_train import _Control, _Replacing, _TorchConfig
 from gatdist.cluster.roster import Seat
@@ -46,6 +47,11 @@ def mailbox():
     return mailbox
 
 
+def beat(worker, node, **fields):
+    where = {"rank": 0, "host": node, "node": node, "actor": worker, "pid": 1, "phase": "data"}
+    return where | {"step": 1, "num_phases": 1, "still_s": 0.0, "age_s": 0.0} | fields
+
+
 def test_errors_of_a_lost_worker_do_not_end_the_run(mailbox):
     """One that was cut off, or stopped, may notice later that another attempt has begun."""
     mailbox.lose(1, ["a"], "worker 0 sent no heartbeat")
@@ -67,11 +73,32 @@ def test_the_others_do_not_wait_for_a_worker_that_can_not_join(mailbox):
 
 
 def test_the_driver_knows_where_spares_are_and_takes_dead_ones_away(mailbox):
-    mailbox.report(1, "heartbeat", 0, {"actor": "c", "node": "n3", "still_s": 0.0})
+    mailbox.report(1, "heartbeats_of_host", [beat("c", "n3")])
     mailbox.report(1, "arrive", "c", AT, "c")
     assert mailbox.take(1, ORDERS).waiting == {"c": "n3"}
     mailbox.lose(1, ["c"], "")
     assert mailbox.take(1, ORDERS).waiting == {}
+
+
+def test_heartbeats_of_a_host_arrive_together_and_old_ones_do_not_count(mailbox):
+    mailbox.lose(1, ["b"], "")
+    beats = [beat("a", "n", step=7), beat("b", "n"), beat("c", "n", age_s=3.0)]
+    orders = mailbox.report(1, "heartbeats_of_host", beats)
+    assert (orders["lost"], orders["epoch"], orders["is_between"]) == (["b"], 1, True)
+    mailbox.report(1, "heartbeats_of_host", [beat("a", "n", step=6, age_s=9.0)])
+    (mine,) = mailbox.take(1, ORDERS).heartbeats
+    assert (mine.actor, mine.step) == ("a", 7)
+    assert mine.silent_s < 3
+
+
+def test_more_hosts_send_heartbeats_less_often(mailbox):
+    for hosts, interval_s in [(100, 0.5), (4096, heartbeat_interval_s(4096))]:
+        for host in range(hosts):
+            mailbox.report(1, "heartbeats_of_host", [beat(f"w{host}", f"n{host}")])
+        assert mailbox.take(1, ORDERS).interval_s == interval_s
+        orders = mailbox.report(1, "heartbeats_of_host", [beat("w0", "n0")])
+        assert orders["interval_s"] == interval_s
+    assert interval_s > 5
 
 
 def test_workers_of_an_epoch_of_any_size_know_that_they_are_to_stop(mailbox):

@@ -51,7 +51,7 @@ def update(*members: str, **given: Any) -> DriverUpdate:
     fields = dict.fromkeys(DriverUpdate._fields)
     fields |= {"heartbeats": heartbeats, "members": [*members], "controllers": {0: None}}
     fields |= {"waiting": {}, "late": [], "events": [], "stacks": {}, "is_between": False}
-    return DriverUpdate(**fields | {"epoch": 1} | given)
+    return DriverUpdate(**fields | {"epoch": 1, "interval_s": 0.5} | given)
 
 
 def test_a_run_has_started_though_a_worker_was_lost_before_its_first_heartbeat(driver):
