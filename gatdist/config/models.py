@@ -141,6 +141,12 @@ class Config(Section):
         return self.run.global_batch * self.game.num_discriminator_steps
 
     @property
+    def log_every_samples(self) -> int:
+        """``run.log_every_samples``, or its default."""
+        every = self.run.log_every_samples
+        return max(_LOG_SAMPLES, _LOG_STEPS * self.step_samples) if every == "auto" else every
+
+    @property
     def generator_batch(self) -> int:
         """Samples per generator step, summed over workers."""
         return self.game.generator_batch or self.run.global_batch
@@ -276,6 +282,8 @@ _SECRETIVE = (
     ("evaluate", "features_file"),
     ("cluster", "runtime_env"),
 )
+# Of a log interval, at least.
+_LOG_SAMPLES, _LOG_STEPS = 4096, 50
 _RESULT_KEYS = (
     "run.global_batch",
     "run.seed",

@@ -80,8 +80,9 @@ class RunConfig(Section):
     """Samples per discriminator step, summed over all workers."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of all random numbers."""
-    log_every_samples: PositiveInt = 4096
-    """Samples per log interval. Metrics and a preview are written after each."""
+    log_every_samples: PositiveInt | Literal["auto"] = "auto"
+    """Samples per log interval. Metrics and a preview are written after each. ``auto``: 4,096, and
+    at least those of 50 steps."""
     checkpoint_every_samples: PositiveInt | Literal["auto"] = "auto"
     """Samples between two checkpoints. ``auto`` chooses a number of log intervals that take at most
     30 minutes, from what a checkpoint costs and how often the run was started. Runs that may be

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from statistics import median
 
 from gatdist.common.reliability import young_s
-from gatdist.config import RunConfig
+from gatdist.config import Config
 from gatdist.parallel.communicator import Communicator
 
 # One failure per day is expected of a run of which nothing is known yet.
@@ -61,12 +61,12 @@ class CheckpointInterval:
         samples: The interval, identical on every rank; a multiple of the log interval if chosen.
     """
 
-    def __init__(self, run: RunConfig) -> None:
-        every = run.checkpoint_every_samples
+    def __init__(self, config: Config) -> None:
+        every = config.run.checkpoint_every_samples
         self.is_chosen = every == "auto"
         # The first checkpoint shows what one costs.
-        self.samples = run.log_every_samples if every == "auto" else every
-        self._log_every_samples = run.log_every_samples
+        self._log_every_samples = config.log_every_samples
+        self.samples = self._log_every_samples if every == "auto" else every
         self._stops_s = deque[float](maxlen=_KEPT_COSTS)
         self._write_s = 0.0
         self._writing_since: float | None = None

@@ -72,7 +72,7 @@ class Ledger:
         self.convergence = Convergence(config.run.convergence, higher_is_better=higher)
         self.counted = self.counts()
         self.wall_time_s = 0.0
-        self.checkpoint_interval = CheckpointInterval(config.run)
+        self.checkpoint_interval = CheckpointInterval(config)
         self.evaluating: dict[str, Any] | None = None
         self.evaluated_attempt = 0
         self.evaluated: Evaluated | None = None

@@ -272,7 +272,7 @@ class _Loop:
         if evaluates:
             status = "interrupted" if stops else "running"  # until it is evaluated
         self.ledger.stands(status, reason)
-        is_log_step = finished or evaluates or self._due(run.log_every_samples)
+        is_log_step = finished or evaluates or self._due(self.config.log_every_samples)
         interval = self.ledger.checkpoint_interval
         chosen = interval.is_chosen
         commits = over or evaluates or self.ledger.owes_checkpoint

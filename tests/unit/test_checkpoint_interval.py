@@ -74,7 +74,17 @@ def test_chosen_interval_is_nearly_the_best_of_simulated_runs(mtbf_s, stop_s, wr
 
 
 def config(*settings):
-    return load_config("digits", ["run.log_every_samples=100", *settings]).run
+    return load_config("digits", ["run.log_every_samples=100", *settings])
+
+
+@pytest.mark.parametrize(
+    ("batch", "steps", "samples"), [(64, 1, 4096), (4096, 1, 204_800), (64, 5, 16_000)]
+)
+def test_log_intervals_have_enough_steps_by_default(batch, steps, samples):
+    sizes = [f"run.global_batch={batch}", f"game.num_discriminator_steps={steps}"]
+    found = load_config("digits", [*sizes, "run.log_every_samples=auto"])
+    assert found.log_every_samples == samples
+    assert config(*sizes).log_every_samples == 100
 
 
 def test_configured_interval_is_kept():
