@@ -14,8 +14,9 @@ import ray
 
 from gatdist.cluster import policies
 from gatdist.cluster.bridge import Bridge, Event
+from gatdist.cluster.demand import Demand
 from gatdist.cluster.metrics import Metrics
-from gatdist.cluster.nodes import Demand, may_grow
+from gatdist.cluster.nodes import may_grow
 from gatdist.config import Config
 from gatdist.training.interrupts import Interrupts
 
@@ -70,7 +71,9 @@ class Driver:
         self.metrics = Metrics(config, run_dir)
         self.recovery = policies.Recovery(config.cluster.max_failures)
         grows = self.largest > sizes[0]
-        self.demand = Demand(self.needs, self.largest * joined, at_once=joined and grows)
+        self.demand = Demand(
+            self.needs, config.cluster.labels, self.largest * joined, at_once=joined and grows
+        )
         self.began_s = time.monotonic()
         self.launches = self.reached = self.disturbances = 0
         self.left_s, self.start_s = 0.0, _USUAL_START_S

@@ -1,4 +1,4 @@
-"""Hosts of a Ray cluster as Ray sees them, and requests to its autoscaler."""
+"""Hosts of a Ray cluster as Ray sees them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import ray
-import ray.autoscaler.sdk
 from ray._private import state  # no public API covers single hosts without the dashboard
 
 from gatdist.cluster.policies import room_for
@@ -93,32 +91,6 @@ def silent_hosts(addresses: Mapping[str, tuple[str, int]]) -> set[str]:
         return {
             n for n, silent in zip(addresses, pool.map(is_silent, addresses), strict=True) if silent
         }
-
-
-class Demand:
-    """A context that requests hosts for ``count`` workers from Ray's autoscaler.
-
-    It sends the request at the start (``at_once``) or by :meth:`report`, and cancels it at its end.
-    """
-
-    def __init__(self, needs: Mapping[str, float], count: int, *, at_once: bool) -> None:
-        self.needs, self.count, self.at_once = dict(needs), count, at_once
-        self._reported = False
-
-    def __enter__(self) -> Self:
-        if self.at_once:
-            self.report()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._reported:
-            ray.autoscaler.sdk.request_resources(bundles=[])
-
-    def report(self) -> None:
-        """Send the request."""
-        self._reported = bool(self.count)
-        if self._reported:
-            ray.autoscaler.sdk.request_resources(bundles=[self.needs] * self.count)
 
 
 def may_grow() -> bool:

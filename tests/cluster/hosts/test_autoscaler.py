@@ -51,7 +51,8 @@ import sys, time
 from pathlib import Path
 from gatdist.cluster.connection import connected
 import ray
-from gatdist.cluster.nodes import Demand, may_grow
+from gatdist.cluster.demand import Demand
+from gatdist.cluster.nodes import may_grow
 
 def wait_for(cpus):
     deadline = time.monotonic() + 40
@@ -64,13 +65,16 @@ def wait_for(cpus):
 with connected(sys.argv[1], Path("log")):
     assert may_grow()
     wait_for(0)
-    with Demand({"CPU": 1.0}, 2, at_once=True):
-        wait_for(2)
+    with Demand({"CPU": 1.0}, {}, 1, at_once=True):
+        wait_for(1)
+        with Demand({"CPU": 1.0}, {}, 1, at_once=True):
+            wait_for(2)
+        wait_for(1)
     wait_for(0)
 """
 
 
-def test_hosts_are_added_on_request_and_removed_after_the_run(tmp_path: Path) -> None:
+def test_hosts_are_added_for_each_run_and_removed_after_it(tmp_path: Path) -> None:
     file, port = tmp_path / "cluster.yaml", free_port()
     provider = CLUSTER["provider"] | {"gcs_address": f"127.0.0.1:{port}"}
     file.write_text(yaml.safe_dump(CLUSTER | {"provider": provider}))
@@ -87,4 +91,4 @@ def test_hosts_are_added_on_request_and_removed_after_the_run(tmp_path: Path) ->
             env=os.environ | env,
             cwd=tmp_path,
         )
-    assert done.stdout.split() == ["0", "2", "0"], done.stderr
+    assert done.stdout.split() == ["0", "1", "2", "1", "0"], done.stderr
