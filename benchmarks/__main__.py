@@ -20,7 +20,7 @@ from benchmarks.records import Record
 NAMES = (
     *("games", "ring", "modes", "batch_norm", "overlap", "using", "startup", "cores"),
     *("recovery", "after_loss", "undo", "soak", "simulation", "fuzz", "data", "clips", "storage"),
-    *("conditional", "scale"),
+    *("conditional", "scale", "many_workers"),
 )
 PRESETS = ("digits", "digits-conditional", "speech", "words", "glyphs-r3gan", "glyphs-stylegan2")
 # Settings and goals that an hour of glyphs can distinguish.
