@@ -299,12 +299,15 @@ def lengthy_s(cluster: ClusterConfig) -> float:
 
 
 def overdue(
-    cluster: ClusterConfig, late: Sequence[str], heartbeats: Sequence[Heartbeat]
+    cluster: ClusterConfig, late: Sequence[str], heartbeats: Sequence[Heartbeat], waited_s: float
 ) -> StragglerReport | None:
-    """Return those of the ``late`` workers, by Ray's ids, that have hung while others wait."""
+    """Return those of the ``late`` workers, by Ray's ids, that have hung while others wait.
+
+    They do so since ``waited_s``: before, a late one may have waited for one that is now lost.
+    """
     limit_s, slack_s = cluster.heartbeat_timeout_s, lengthy_s(cluster)
     hung = {
-        one: max(one.silent_s, one.still_s - slack_s * one.lengthy)
+        one: min(waited_s, max(one.silent_s, one.still_s - slack_s * one.lengthy))
         for one in heartbeats
         if one.actor in late
     }

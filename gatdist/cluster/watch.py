@@ -256,9 +256,10 @@ class Launch:
                 return error
         if update.is_between:
             self._between_since = self._between_since or now
-            if late := policies.overdue(self._cluster, update.late, update.heartbeats):
-                return self._give_up(late, update)
             waited_s = now - self._between_since
+            late = policies.overdue(self._cluster, update.late, update.heartbeats, waited_s)
+            if late:
+                return self._give_up(late, update)
             if waited_s > self._cluster.wait_for_workers_s and not self.stop_reason:
                 self._ask_to_stop(f"no replacement for a lost worker within {waited_s:.0f} s")
         return None
