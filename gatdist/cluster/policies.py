@@ -240,7 +240,7 @@ class Heartbeat(NamedTuple):
     pid: int
     phase: str
     step: int  # since the run began
-    num_phases: int  # entered so far
+    num_phases: int  # entered since the workers last changed
     silent_s: float  # since the heartbeat
     still_s: float  # since the training thread last made progress
     waits: bool | None = None  # whether it waits for other workers; None if unknown

@@ -9,11 +9,10 @@ import json
 from typing import Any, NamedTuple
 
 _SHOWN = 20
-_DEFAULT_GROUP = "0"
 
 
 class Flight(NamedTuple):
-    """Numbers of collectives of the default process group, from 1; 0 for none.
+    """Numbers of collectives of the newest process group, from 1; 0 for none.
 
     The numbers are the same on all workers, which make the same collectives.
     """
@@ -45,7 +44,9 @@ def flight() -> Flight | None:
 def parse_flight(record: dict[str, Any]) -> Flight | None:
     """Return what a recorder's JSON says; None if it is empty or has another format."""
     try:
-        status = record["pg_status"][_DEFAULT_GROUP]
+        # Each process numbers its own groups: workers that have changed have had several.
+        groups = record["pg_status"]
+        status = groups[max(groups, key=int)]
         launched, started, completed = (
             int(status[f"last_{what}_collective"]) for what in ("enqueued", "started", "completed")
         )

@@ -435,6 +435,7 @@ class _Loop:
         agreement = self.epochs.begin()
         reason = transition.cause(reason)
         here.step = self.ledger.steps_made
+        self.progress.begin_epoch()
         self.progress.step(self.state.samples_seen)
         self.changes_members = False
         self.interval.change_workers(transition.seconds)

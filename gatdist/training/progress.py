@@ -24,7 +24,7 @@ class Progress:
 
     Attributes:
         phase: of the step or loop.
-        num_phases: number of phases entered.
+        num_phases: number of phases entered since these workers train together.
         samples_seen: by the steps made so far.
         saved_samples: by the newest complete checkpoint.
         is_ending: whether the run is over and writes its last files.
@@ -45,6 +45,10 @@ class Progress:
         self.phase = phase
         self.num_phases += 1
         reached(phase)
+
+    def begin_epoch(self) -> None:
+        """Count phases anew, as all workers of a new epoch do at this point."""
+        self.num_phases = 0
 
     def start(self, samples_seen: int) -> None:
         self._thread = threading.get_ident()

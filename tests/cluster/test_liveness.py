@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fault_injection import IMPORT
+from faulty_runs import HEAD
 from support import HANG_S, end_group, marked_processes, start_gatdist, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -37,7 +37,7 @@ SETTINGS = [
 ]
 # 1,797 real and as many fake samples are evaluated in chunks of 256: 8 of each.
 PLUGIN = (
-    IMPORT
+    HEAD
     + """
 import os, pathlib, signal, time
 from gatdist import register_feature_extractor
@@ -294,14 +294,20 @@ def test_worker_waits_for_long_evaluation_of_another(folder, ray_address):
 
 @pytest.mark.lasting
 def test_stuck_evaluation_is_a_hang(folder, ray_address, undisturbed, run_gatdist):
+    """Also that of a worker that has replaced the first one."""
+    stuck = 'fail_at("evaluation", once(lambda: time.sleep(1000)), rank=1, step=10, attempt=None)\n'
     with (folder / "slow_features.py").open("a") as plugin:
-        plugin.write('fail_at("evaluation", lambda: time.sleep(1000), rank=1, step=10)\n')
+        plugin.write(2 * stuck)
     settings = ["cluster.heartbeat_timeout_s=20", "cluster.straggler_warn_s=5"]
     status, _, errors = finish(start(folder, *on_ray(ray_address), settings=settings))
     assert status == 0, errors
-    _, second = attempts(folder)
-    assert "phase 'evaluation'" in second["reason"]
-    assert second["resumed_from"] == 640
+    assert len(attempts(folder)) == 1, errors
+    found = (folder / "run/worker_changes.jsonl").read_text().splitlines()
+    for change in map(json.loads, found):
+        assert "worker 1" in change["reason"], errors
+        assert "phase 'evaluation'" in change["reason"]
+        assert change["samples_seen"] == 640
+    assert len(found) == 2
     assert list(folder.glob("run/logs/stacks-*.txt"))
     assert (digest(run_gatdist, folder), lines_of(folder)) == undisturbed
 

@@ -88,6 +88,13 @@ def test_other_format_is_ignored(record):
     assert parse_flight(record) is None
 
 
+def test_the_newest_group_counts():
+    """A worker that has just joined has had one, the others several."""
+    old, new = RECORD["pg_status"]["0"], dict.fromkeys(RECORD["pg_status"]["0"], "3")
+    groups = {"10": new, "9": old, "0": old}
+    assert parse_flight(RECORD | {"pg_status": groups})[:3] == (3, 3, 3)
+
+
 def test_device_that_records_no_start_is_unknown():
     status = RECORD["pg_status"]["0"] | {"last_started_collective": "-1"}
     assert parse_flight(RECORD | {"pg_status": {"0": status}}).started is None
