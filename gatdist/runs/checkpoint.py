@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ from gatdist.storage import Store
 
 MANIFEST = "MANIFEST.json"
 FILE = re.compile(r"[\w-]+\.safetensors|state\.json")
+# Files that are written at a time to an object store, and their bytes.
+_MOST_FILES, _AT_ONCE_BYTES = 16, 2**28
 # The part of a checkpoint's tensors with each network for inference.
 PARTS: Mapping[PlayerName, str] = {"generator": "average", "discriminator": "discriminator"}
 
@@ -64,13 +67,19 @@ class Checkpoint:
 
 def read_manifest(store: Store) -> dict[str, Any]:
     """Read a checkpoint's manifest; raise CheckpointError if it is missing or damaged."""
-    subject = f"{store.url}/{MANIFEST}"
     try:
-        manifest: dict[str, Any] = parse_json(store.read(MANIFEST))
-        for entry in manifest["files"].values():
-            int(entry["size"]), str(entry["sha256"])
+        content = store.read(MANIFEST)
     except StorageError as error:
         raise CheckpointError(store.url, f"has no readable {MANIFEST} ({error})") from None
+    return parse_manifest(content, f"{store.url}/{MANIFEST}")
+
+
+def parse_manifest(content: bytes, subject: str) -> dict[str, Any]:
+    """Return the values of a manifest; raise CheckpointError if it is damaged."""
+    try:
+        manifest: dict[str, Any] = parse_json(content)
+        for entry in manifest["files"].values():
+            int(entry["size"]), str(entry["sha256"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(subject, f"is damaged ({error!r})") from None
     if "state.json" not in manifest["files"]:
@@ -83,22 +92,25 @@ def read_manifest(store: Store) -> dict[str, Any]:
 
 def read_checkpoint(store: Store) -> Checkpoint:
     """Read and verify a checkpoint; raise CheckpointError if a file is missing or damaged."""
-    contents: dict[str, bytes] = {}
-    for file, entry in read_manifest(store)["files"].items():
-        subject = f"{store.url}/{file}"
-        try:
-            size = store.size(file)
-            if size != entry["size"]:  # checked first, so that no oversized file is read
+    files = read_manifest(store)["files"]
+    contents: Mapping[str, bytes] = {}
+    try:
+        sizes = store.find()
+        for file, entry in files.items():  # first, so that no oversized file is read
+            size = sizes.get(file)  # a web server may list none
+            size = store.size(file) if size is None else size
+            if size != entry["size"]:
                 rule = f"is damaged: expected {entry['size']} bytes, found {size}"
-                raise CheckpointError(subject, rule)
-            contents[file] = store.read(file)
-        except StorageError as error:
-            rule = f"is listed in {MANIFEST} but can't be read ({error})"
-            raise CheckpointError(subject, rule) from None
+                raise CheckpointError(f"{store.url}/{file}", rule)
+        contents = store.read_files({file: entry["size"] for file, entry in files.items()})
+    except StorageError as error:
+        rule = f"has files in its {MANIFEST} that can't be read ({error})"
+        raise CheckpointError(store.url, rule) from None
+    for file, entry in files.items():
         found = _entry(contents[file])
         if found != entry:
             rule = f"is damaged: expected SHA-256 {entry['sha256']}, found {found['sha256']}"
-            raise CheckpointError(subject, rule)
+            raise CheckpointError(f"{store.url}/{file}", rule)
     tensors: dict[str, Tensor] = {}
     try:
         for file, content in contents.items():
@@ -119,8 +131,8 @@ def write_checkpoint(
     state: Mapping[str, Any],
     about: Mapping[str, Any],
     may_commit: Callable[[], None],
-) -> None:
-    """Write a checkpoint into its folder, which has no other writer.
+) -> dict[str, Any]:
+    """Write a checkpoint into its folder, which has no other writer; return its manifest.
 
     The part of a tensor's name before the first ``/`` names its file. ``about`` goes into the
     manifest; ``may_commit`` is called just before that is written, and may raise.
@@ -129,14 +141,21 @@ def write_checkpoint(
     for name, tensor in tensors.items():
         group, _, key = name.partition("/")
         groups.setdefault(group, {})[key] = tensor.contiguous()
-    files = {}
-    for group, content in sorted(groups.items()):
+
+    def publish(group: str) -> tuple[str, dict[str, Any]]:
         file = f"{group}.safetensors"
-        files[file] = _publish(store, file, safetensors.torch.save(content))
+        return file, _publish(store, file, safetensors.torch.save(groups[group]))
+
+    largest = max((sum(t.nbytes for t in group.values()) for group in groups.values()), default=0)
+    # Requests take a while each; what is serialized is a second copy.
+    at_once = 1 if store.is_local else max(1, min(_MOST_FILES, _AT_ONCE_BYTES // (largest + 1)))
+    with ThreadPoolExecutor(at_once) as pool:
+        files = dict(pool.map(publish, sorted(groups)))
     files["state.json"] = _publish(store, "state.json", json.dumps(state, indent=1).encode())
     may_commit()
     manifest = {"version": 1, **about, "files": files}
     _publish(store, MANIFEST, json.dumps(manifest, indent=1).encode())
+    return manifest
 
 
 def require_same_order(saved: Mapping[str, Any], now: Mapping[str, Any], url: str) -> None:

@@ -21,6 +21,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -41,6 +42,7 @@ from gatdist.runs.checkpoint import (
     FILE,
     MANIFEST,
     Checkpoint,
+    parse_manifest,
     read_checkpoint,
     read_manifest,
     write_checkpoint,
@@ -54,6 +56,9 @@ _LOOKS = 5
 # Time after the start of a commit for which the next one waits for it.
 _PATIENCE_S = 5.0
 _SHOWN = 5  # names in a message
+# Commits to an object store after which folders are listed again.
+_LOOK_EVERY = 16
+_MANIFEST_BYTES = 2**20
 
 
 @dataclass(frozen=True, order=True)
@@ -169,6 +174,7 @@ class Checkpoints:
         self._on_damaged = on_damaged or (lambda text: on_warning(f"{text}; using the one before"))
         self._id, self._num_commits = secrets.token_hex(4), 0
         self._manifests: dict[Name, Mapping[str, Any]] = {}
+        self._listed: dict[Name, Mapping[str, int | None]] | None = None
         self._damaged: set[Name] = set()
         self._warned = False
         self._background = background or Background("checkpoint")
@@ -179,6 +185,10 @@ class Checkpoints:
     def committed(self) -> list[str]:
         """Return the names of the folders with a manifest, oldest first."""
         return [str(name) for name in self._committed()]
+
+    def has_any(self) -> bool:
+        """Return whether there is a folder with a manifest."""
+        return any(self.store.exists(f"{name}/{MANIFEST}") for name in reversed(self._names()))
 
     def _committed(self) -> list[Name]:
         return sorted(name for name, files in self._folders().items() if MANIFEST in files)
@@ -214,23 +224,31 @@ class Checkpoints:
 
     def newest(self) -> Checkpoint | None:
         """Return the newest undamaged checkpoint, None without any; raise if all are damaged."""
-        names = self._committed()
+        names, damaged = self._names(), 0
         for _ in range(_LOOKS):
+            damaged = 0
             for name in reversed(names):
                 try:
                     return self.read(str(name))
                 except CheckpointError as error:
+                    if not self.store.exists(f"{name}/{MANIFEST}"):
+                        continue  # it is not complete
+                    damaged += 1
                     self._damaged.add(name)
                     self._on_damaged(str(error))
             # An ending attempt may have committed another, and deleted these.
-            before, names = names, self._committed()
+            before, names = names, self._names()
             if names == before:
                 break
-        if names:
+        if damaged:
             hint = "Restore one from a copy, or choose another --run-dir to start afresh"
-            rule = f"all {len(names)} checkpoints are damaged"
+            rule = f"all {damaged} checkpoints are damaged"
             raise CheckpointError(self.store.url, rule, hint=hint)
         return None
+
+    def _names(self) -> list[Name]:
+        """Return the folders of checkpoints, oldest first, perhaps incomplete; lists no files."""
+        return sorted(filter(None, map(Name.parse, self.store.list())))
 
     def save(
         self,
@@ -294,7 +312,8 @@ class Checkpoints:
         self._may_commit()
         about = {"samples_seen": name.samples_seen, "attempt": name.attempt, "metrics": metrics}
         try:
-            write_checkpoint(self.store.child(str(name)), tensors, state, about, self._may_commit)
+            folder = self.store.child(str(name))
+            manifest = write_checkpoint(folder, tensors, state, about, self._may_commit)
         except StorageError:
             self._may_commit()  # a stale attempt's files are deleted while it writes
             raise
@@ -309,6 +328,7 @@ class Checkpoints:
         reached("commit/retire")
         try:
             self._on_commit()
+            self._manifests[name] = manifest
             self._retire(name)
         except (StorageError, StorageUnavailableError) as error:
             if not self._warned:
@@ -320,12 +340,44 @@ class Checkpoints:
 
     def _retire(self, last: Name) -> None:
         """Delete checkpoints not to keep, and incomplete ones, if older than ``last``."""
-        folders = self._folders()
+        folders = self._all_folders(last)
+        self._read_manifests(folders)
         complete = {name for name, files in folders.items() if self._is_complete(name, files)}
         kept = self._retention.kept({name: self._metrics_of(name) for name in complete})
+        self._listed = dict(folders)
         for name, files in folders.items():
             if name < last and name not in kept and self._may_delete(name, last.attempt):
                 self._delete(name, files)
+                del self._listed[name]
+
+    def _all_folders(self, last: Name) -> dict[Name, Mapping[str, int | None]]:
+        """Return all folders with the sizes of their files, after a commit to ``last``.
+
+        An object store takes a request for each thousand files. Between listings, only this attempt
+        adds folders, or an earlier one that is late.
+        """
+        if self.store.is_local or self._listed is None or self._num_commits % _LOOK_EVERY == 0:
+            return dict(self._folders())
+        files = self._manifests[last]["files"]
+        sizes = {file: int(entry["size"]) for file, entry in files.items()}
+        return self._listed | {last: sizes | {MANIFEST: None}}
+
+    def _read_manifests(self, folders: Mapping[Name, Mapping[str, int | None]]) -> None:
+        """Read those that are not known, with concurrent requests."""
+        sizes = {
+            f"{name}/{MANIFEST}": size
+            for name, files in folders.items()
+            if (size := files.get(MANIFEST)) and size <= _MANIFEST_BYTES
+            if name not in self._manifests
+        }
+        if self.store.is_local or len(sizes) < 2:
+            return
+        with suppress(StorageError):  # else they are read one by one
+            for path, content in self.store.read_files(sizes).items():
+                name = Name.parse(path.partition("/")[0])
+                assert name
+                with suppress(CheckpointError):
+                    self._manifests[name] = parse_manifest(content, f"{self.store.url}/{path}")
 
     def _may_delete(self, name: Name, attempt: int) -> bool:
         mine = name.id[: len(self._id)] in ("", self._id)

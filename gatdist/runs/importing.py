@@ -173,7 +173,7 @@ def _write(
     """Write the run directory of a run that has not begun, with a checkpoint."""
     directory = RunDirectory(Store(run_dir))
     checkpoints = Checkpoints(directory.store.child("checkpoints"))
-    if checkpoints.committed():
+    if checkpoints.has_any():
         hint = "Choose another --run-dir"
         raise CheckpointError(redact_url(run_dir), "holds a run already", hint=hint)
     directory.claim(config)

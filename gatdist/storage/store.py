@@ -94,6 +94,13 @@ class Store:
         content: bytes = local.read(path) if self.is_local else file_system.cat_file(path)
         return content
 
+    def read_files(self, sizes: Mapping[str, int]) -> dict[str, bytes]:
+        """Return the content of whole files of known sizes, with concurrent requests."""
+        if self.is_local:
+            return {name: self.read(name) for name in sizes}
+        whole = self.read_ranges([(name, 0, size) for name, size in sizes.items()])
+        return dict(zip(sizes, whole, strict=True))
+
     def read_ranges(
         self, ranges: Sequence[tuple[str, int, int]], *, concurrency: int = 16
     ) -> list[bytes]:

@@ -92,7 +92,7 @@ def check(config: Config, run_dir: str, device: torch.device | None = None) -> C
     device = device or torch.device("cpu")
     by_player = {name: network.to(device) for name, network in zip(BOTH, networks, strict=True)}
     warnings: list[str] = []
-    if not Checkpoints(store.child("checkpoints")).committed():
+    if not Checkpoints(store.child("checkpoints")).has_any():
         warnings += start_from_another_run(config, by_player, run_dir)
     shapes = Shapes.of(task, sample_shape, metadata)
     traits = examine(config, by_player, task, sample_shape, num_classes, metadata)

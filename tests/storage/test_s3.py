@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from gatdist.data.loader import Loader
 from gatdist.data.order import SampleOrder, WorkerShare
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, read_lines
+from gatdist.runs.checkpoints import Retention
 from gatdist.storage import Store
 from gatdist.training.loop import run
 from support import refused, wait_until
@@ -231,3 +236,42 @@ def test_workers_continue_without_the_one_that_wrote(
     (change,) = read_lines(store, "worker_changes.jsonl")
     assert (change["before"], change["workers"], change["attempt"]) == (2, 1, 2)
     assert [one["world_size"] for one in read_lines(store, "attempts.jsonl")] == [2, 1]
+
+
+def test_requests_do_not_grow_with_the_number_of_checkpoints(moto: Server) -> None:
+    """A run that keeps thousands resumes, and commits, with a few."""
+    with Proxy(moto.address) as proxy:
+        store = Store(f"{moto.new_bucket()}/checkpoints", moto.options(proxy.url))
+        tensors = {f"part-{part}/weight": torch.full((4,), float(part)) for part in range(8)}
+        retention = Retention(newest=10**6)
+        with ThreadPoolExecutor(32) as pool:
+            entry = {"size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
+            manifest = json.dumps({"version": 1, "files": {"state.json": entry}}).encode()
+            for file, content in (("state.json", b"{}"), ("MANIFEST.json", manifest)):
+                names = [f"{number:09d}.1/{file}" for number in range(1, 1101)]
+                list(pool.map(partial(store.publish, data=content), names))
+        checkpoints = Checkpoints(store, retention)
+        checkpoints.save(1101, tensors, {"samples_seen": 1101}, attempt=2)
+        checkpoints.wait()
+
+        def listings(since: int) -> int:
+            found = [e for e in proxy.exchanges[since:] if e.method == "GET"]
+            return sum(exchange.path.count("/") < 3 for exchange in found)
+
+        before = len(proxy.exchanges)
+        for samples_seen in (1102, 1103, 1104):
+            checkpoints.save(samples_seen, tensors, {"samples_seen": samples_seen}, attempt=2)
+            checkpoints.wait()
+        assert listings(before) == 0
+        assert len(proxy.exchanges) - before == 3 * (len(tensors) + 2)
+        assert proxy.most_at_once >= len(tensors)
+        checkpoints.close()
+
+        before = len(proxy.exchanges)
+        newest = Checkpoints(store).newest()
+        assert newest is not None
+        assert newest.named_samples == 1104
+        # One for each thousand folders, and for the files of this one.
+        assert listings(before) == 2 + 1
+        assert len(proxy.exchanges) - before <= 3 + len(tensors) + 3
+        assert Checkpoints(store).has_any()
