@@ -434,6 +434,9 @@ class EvaluateConfig(Section):
     num_samples: PositiveInt | None = None
     """Number of fakes per evaluation. None uses as many as there are real samples. A task whose
     generator takes inputs uses those of the first samples."""
+    num_real: Annotated[int, Field(ge=2)] | None = None
+    """Number of real samples that fakes are compared with, from evenly spaced places of the data.
+    None uses all. Workers hold the features of all of them in memory."""
     every_samples: NonNegativeInt = 0
     """Training samples between two evaluations. 0 evaluates at the end only."""
     features: str = "classifier"

@@ -39,21 +39,23 @@ def keep(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 class RealFeatures:
-    """Cached features and labels of all real samples, read and written by worker 0.
+    """Cached features and labels of real samples, read and written by worker 0.
 
-    Keyed by data, (prepared) extractor, torch and device type; only of extractors with a protocol.
+    Keyed by data, their number, (prepared) extractor, torch and device type; only of extractors
+    with a protocol.
     """
 
     def __init__(
-        self, name: str, extractor: Extractor, dataset: Dataset, comm: Communicator
+        self, name: str, extractor: Extractor, dataset: Dataset, count: int, comm: Communicator
     ) -> None:
         self._dataset, self._comm = dataset, comm
-        self._shape = (dataset.num_samples, extractor.num_features)
+        self._shape = (count, extractor.num_features)
         protocol = extractor.protocol
         message = {
             "features": name,
             "protocol": protocol,
             "data": dataset.reading,
+            **({"count": count} if count < dataset.num_samples else {}),
             "torch": torch.__version__,
             "device": comm.device.type,
         }

@@ -26,6 +26,8 @@ from gatdist.evaluation.validation import require_two_samples
 from gatdist.parallel.communicator import Communicator, LocalCommunicator
 
 _BATCH = 256
+# Neighbouring samples that are taken together from a part of the data.
+_RUN = 64
 _MAX_BY_DEFAULT = 10_000_000  # generated samples, unless their number is configured
 
 # Positions int64 [n] on the worker's device → samples [n, …] as networks see them. Sample i must
@@ -36,20 +38,20 @@ Generate = Callable[[Tensor], Tensor]
 
 
 class DatasetSamples:
-    """The samples of a data set, or the first of them, and their labels, as :data:`Generate`.
+    """``count`` samples of a data set and their labels, as :data:`Generate`; see :func:`evenly`.
 
     ``targets`` computes samples that are not as in the data.
     """
 
-    def __init__(self, dataset: Dataset, targets: Generate | None = None) -> None:
-        self._dataset, self._targets = dataset, targets
+    def __init__(self, dataset: Dataset, count: int, targets: Generate | None = None) -> None:
+        self._dataset, self._count, self._targets = dataset, count, targets
         self._positions = torch.empty(0, dtype=torch.long)
         self._read: tuple[Tensor, Tensor | None] | None = None
 
     def __call__(self, positions: Tensor) -> Tensor:
         """Return samples as networks see them."""
         if self._targets is not None:
-            return self._targets(positions)
+            return self._targets(evenly(positions, self._count, self._dataset.num_samples))
         samples, _ = self._at(positions)
         return self._dataset.sample_format.to_network(samples.to(positions.device))
 
@@ -61,12 +63,24 @@ class DatasetSamples:
     def _at(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         positions = positions.cpu()
         if self._read is None or not torch.equal(positions, self._positions):
-            samples, labels = self._dataset.read(positions.numpy())
+            numbers = evenly(positions, self._count, self._dataset.num_samples)
+            samples, labels = self._dataset.read(numbers.numpy())
             self._positions = positions
             self._read = torch.from_numpy(samples), None
             if labels is not None:
                 self._read = self._read[0], torch.from_numpy(labels)
         return self._read
+
+
+def evenly(positions: Tensor, count: int, available: int) -> Tensor:
+    """Return numbers of samples for the positions 0 to ``count`` − 1, int64, in ascending order.
+
+    They are spread over ``available`` samples, in runs of neighbours, which are read together.
+    """
+    if available < 2 * count:
+        return positions * available // count
+    every = available // -(-count // _RUN)
+    return positions // _RUN * every + positions % _RUN
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,8 @@ class Evaluator:
         self._real_samples: SampleSet | None = None
         self._comm, self._device = comm, device
         self._sharing = LocalCommunicator(device) if exact else comm
-        self._num_samples = config.num_samples or dataset.num_samples
+        self._num_real = min(config.num_real or dataset.num_samples, dataset.num_samples)
+        self._num_samples = config.num_samples or self._num_real
         self._features = "none"
         self._extractor: Extractor | None = None
         self._paired = {
@@ -254,11 +269,13 @@ class Evaluator:
             if self._statistics:
                 return self._known(self._extractor, self._statistics)
             if not self._has_pairs:  # targets may be computed
-                kept = RealFeatures(self._features, self._extractor, self._dataset, self._comm)
+                about = self._features, self._extractor, self._dataset
+                kept = RealFeatures(*about, self._num_real, self._comm)
         known = kept.read() if kept else None
-        samples = DatasetSamples(self._dataset, getattr(generate, "targets", None))
+        targets = getattr(generate, "targets", None)
+        samples = DatasetSamples(self._dataset, self._num_real, targets)
         has_labels = self._dataset.num_classes > 0
-        real = self._sample_set(self._dataset.num_samples, samples, known, with_labels=has_labels)
+        real = self._sample_set(self._num_real, samples, known, with_labels=has_labels)
         if kept and known is None:
             kept.keep(real.features, real.labels)
         return replace(real, dataset=self._dataset)
@@ -362,7 +379,7 @@ class Evaluator:
             "data": self._dataset.fingerprint,
             "data_resize": self._dataset.resize or "none",
             "split": self._split,
-            "num_real": self._dataset.num_samples,
+            "num_real": self._num_real,
         }
 
     @property

@@ -207,7 +207,7 @@ def _evaluate_samples(
             device,
             conditional=_has_same_classes(reference, generated.spec),
         )
-        return _outcome(evaluator(DatasetSamples(generated)), against)
+        return _outcome(evaluator(DatasetSamples(generated, generated.num_samples)), against)
 
 
 def _outcome(found: Evaluation, against: str | None) -> dict[str, Any]:

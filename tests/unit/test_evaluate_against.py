@@ -9,9 +9,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
 
 import gatdist
 from gatdist.cli import main
@@ -22,6 +24,7 @@ from gatdist.data.dataset import open_dataset
 from gatdist.data.format.shard_files import write_dataset
 from gatdist.evaluation import classifier
 from gatdist.evaluation.distances import Gaussian
+from gatdist.evaluation.evaluator import evenly
 from gatdist.evaluation.statistics import Statistics, read_statistics
 from gatdist.storage import Store
 from small_runs import AUDIO, RUN, TEXT, small_config, write_clips, write_texts
@@ -81,6 +84,16 @@ def evaluate(run: Path | str, against: Path | str | None = None, **more: Any) ->
     return gatdist.evaluate(run, against=against, **more)
 
 
+@given(st.integers(1, 500), st.integers(0, 10**12))
+def test_samples_are_chosen_once_and_from_the_whole_data(count: int, more: int) -> None:
+    numbers = evenly(torch.arange(count), count, count + more)
+    assert (numbers.diff() > 0).all()
+    assert numbers[0] == 0
+    assert numbers[-1] < count + more
+    runs = -(-count // 64)
+    assert numbers[-1] >= (count + more) * (1 - 1 / runs) - runs
+
+
 class TestRuns:
     def test_the_same_data_in_any_form_gives_the_same_distances(
         self, run: Path, data: Path
@@ -97,6 +110,20 @@ class TestRuns:
         assert evaluate(run, data / "shards")["protocol"] == own["protocol"]
         # The order of a folder's files is not that of the shards.
         assert found["protocol"]["data"] != own["protocol"]["data"]
+
+    def test_some_real_samples_from_all_over_the_data_are_enough(
+        self, run: Path, data: Path, tmp_path: Path
+    ) -> None:
+        chosen = evenly(torch.arange(40), 40, COUNT).tolist()
+        for i in chosen:
+            (tmp_path / f"{i:03d}.png").write_bytes(encode_png(pixels()[i]))
+        overrides = (*POINTS, "evaluate.num_real=40")
+        found = evaluate(run, data / "shards", overrides=overrides)
+        assert found["metrics"]["fid"] == pytest.approx(evaluate(run, tmp_path)["metrics"]["fid"])
+        protocol = found["protocol"]
+        assert (protocol["num_real"], protocol["num_generated"]) == (40, 40)
+        # Again, with cached features.
+        assert evaluate(run, data / "shards", overrides=overrides)["metrics"] == found["metrics"]
 
     def test_statistics_give_the_same_fid(self, run: Path, data: Path, tmp_path: Path) -> None:
         file = tmp_path / "real.npz"
