@@ -22,8 +22,8 @@ HEARTBEAT_S = 0.5
 # Without one for so many intervals, a host may be gone.
 STALE_INTERVALS = 3
 # As much as the driver and its mailbox can do with less than a third of a core.
-_MESSAGES_PER_S, _WORKERS_LOOKED_AT_PER_S = 400, 5000
-LOOK_S = 0.2
+_MESSAGES_PER_S, _WORKERS_LOOKED_AT_PER_S, _WORKERS_POLLED_PER_S = 400, 5000, 200
+LOOK_S, _POLL_S = 0.2, 0.5
 
 
 def heartbeat_interval_s(num_hosts: int) -> float:
@@ -34,6 +34,11 @@ def heartbeat_interval_s(num_hosts: int) -> float:
 def look_interval_s(num_workers: int) -> float:
     """Return the seconds between the driver's looks at all workers."""
     return max(LOOK_S, num_workers / _WORKERS_LOOKED_AT_PER_S)
+
+
+def poll_interval_s(num_workers: int) -> float:
+    """Return the seconds between Ray Train's requests to each worker."""
+    return max(_POLL_S, num_workers / _WORKERS_POLLED_PER_S)
 
 
 # Number of workers

@@ -35,14 +35,16 @@ from ray.util.placement_group import PlacementGroup
 from gatdist.cluster import epochs
 from gatdist.cluster.bridge import Bridge
 from gatdist.cluster.nodes import dead_actors
+from gatdist.cluster.policies import poll_interval_s
 from gatdist.cluster.preflight import HostInfo, require_compatible
 from gatdist.cluster.rendezvous import join
 from gatdist.cluster.worker import examine, prepare_to_join, work
 from gatdist.common.errors import ClusterError, WorkerLostError, rebuilt, summary
 from gatdist.config import Config
 
-# How often Ray Train polls its workers; gatdist's heartbeats are faster.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+# How often Ray Train polls its workers: so it learns which to replace. The user may set it.
+_POLLS = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+_chooses_polls = _POLLS not in os.environ
 # The driver handles preemption notices itself.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -82,6 +84,8 @@ class RayTrain(threading.Thread):
         super().__init__(name=f"ray-train-{number}", daemon=True)
         self.num_workers = num_workers
         self.error: BaseException | None = None
+        if _chooses_polls:
+            os.environ[_POLLS] = str(poll_interval_s(num_workers))
         cluster = config.cluster
         self._trainer = _Trainer(
             work,

@@ -117,6 +117,7 @@ class Arena:
         self.state = TrainState.__new__(TrainState)
         state = self.state
         state.samples_seen = state.rollbacks = 0
+        state.before_optimizers = lambda phase: None
         state.reduction = reduction or FastReduction(LocalCommunicator(CPU))
         self.rule = build_update_rule(config, game)
         state.players = {
