@@ -56,8 +56,6 @@ _LOOKS = 5
 # Time after the start of a commit for which the next one waits for it.
 _PATIENCE_S = 5.0
 _SHOWN = 5  # names in a message
-# Commits to an object store after which folders are listed again.
-_LOOK_EVERY = 16
 _MANIFEST_BYTES = 2**20
 
 
@@ -353,14 +351,19 @@ class Checkpoints:
     def _all_folders(self, last: Name) -> dict[Name, Mapping[str, int | None]]:
         """Return all folders with the sizes of their files, after a commit to ``last``.
 
-        An object store takes a request for each thousand files. Between listings, only this attempt
-        adds folders, or an earlier one that is late.
+        An object store lists a thousand names at a time. Files are listed once, and later those of
+        folders that this attempt does not know: an earlier one was late.
         """
-        if self.store.is_local or self._listed is None or self._num_commits % _LOOK_EVERY == 0:
+        if self.store.is_local or self._listed is None:
             return dict(self._folders())
         files = self._manifests[last]["files"]
-        sizes = {file: int(entry["size"]) for file, entry in files.items()}
-        return self._listed | {last: sizes | {MANIFEST: None}}
+        written = {file: int(entry["size"]) for file, entry in files.items()}
+        known = self._listed | {last: written | {MANIFEST: None}}
+
+        def files_of(name: Name) -> Mapping[str, int | None]:
+            return self.store.child(str(name)).find(with_unfinished=True)
+
+        return {name: known.get(name) or files_of(name) for name in self._names()}
 
     def _read_manifests(self, folders: Mapping[Name, Mapping[str, int | None]]) -> None:
         """Read those that are not known, with concurrent requests."""

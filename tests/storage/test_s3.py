@@ -262,8 +262,8 @@ def test_requests_do_not_grow_with_the_number_of_checkpoints(moto: Server) -> No
         for samples_seen in (1102, 1103, 1104):
             checkpoints.save(samples_seen, tensors, {"samples_seen": samples_seen}, attempt=2)
             checkpoints.wait()
-        assert listings(before) == 0
-        assert len(proxy.exchanges) - before == 3 * (len(tensors) + 2)
+        assert listings(before) == 3 * 2
+        assert len(proxy.exchanges) - before == 3 * (len(tensors) + 2 + 2)
         assert proxy.most_at_once >= len(tensors)
         checkpoints.close()
 
