@@ -257,8 +257,7 @@ class Launch:
         if update.is_between:
             self._between_since = self._between_since or now
             waited_s = now - self._between_since
-            late = policies.overdue(self._cluster, update.late, update.heartbeats, waited_s)
-            if late:
+            if late := policies.overdue(self._cluster, update.late, update.heartbeats, waited_s):
                 return self._give_up(late, update)
             if waited_s > self._cluster.wait_for_workers_s and not self.stop_reason:
                 self._ask_to_stop(f"no replacement for a lost worker within {waited_s:.0f} s")

@@ -55,7 +55,7 @@ class RealFeatures:
             "features": name,
             "protocol": protocol,
             "data": dataset.reading,
-            **({"count": count} if count < dataset.num_samples else {}),
+            "count": count,
             "torch": torch.__version__,
             "device": comm.device.type,
         }

@@ -51,7 +51,7 @@ class DatasetSamples:
     def __call__(self, positions: Tensor) -> Tensor:
         """Return samples as networks see them."""
         if self._targets is not None:
-            return self._targets(evenly(positions, self._count, self._dataset.num_samples))
+            return self._targets(self._numbers(positions))
         samples, _ = self._at(positions)
         return self._dataset.sample_format.to_network(samples.to(positions.device))
 
@@ -63,13 +63,15 @@ class DatasetSamples:
     def _at(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         positions = positions.cpu()
         if self._read is None or not torch.equal(positions, self._positions):
-            numbers = evenly(positions, self._count, self._dataset.num_samples)
-            samples, labels = self._dataset.read(numbers.numpy())
+            samples, labels = self._dataset.read(self._numbers(positions).numpy())
             self._positions = positions
             self._read = torch.from_numpy(samples), None
             if labels is not None:
                 self._read = self._read[0], torch.from_numpy(labels)
         return self._read
+
+    def _numbers(self, positions: Tensor) -> Tensor:
+        return evenly(positions, self._count, self._dataset.num_samples)
 
 
 def evenly(positions: Tensor, count: int, available: int) -> Tensor:
@@ -269,8 +271,9 @@ class Evaluator:
             if self._statistics:
                 return self._known(self._extractor, self._statistics)
             if not self._has_pairs:  # targets may be computed
-                about = self._features, self._extractor, self._dataset
-                kept = RealFeatures(*about, self._num_real, self._comm)
+                kept = RealFeatures(
+                    self._features, self._extractor, self._dataset, self._num_real, self._comm
+                )
         known = kept.read() if kept else None
         targets = getattr(generate, "targets", None)
         samples = DatasetSamples(self._dataset, self._num_real, targets)

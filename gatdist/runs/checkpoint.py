@@ -93,7 +93,6 @@ def parse_manifest(content: bytes, subject: str) -> dict[str, Any]:
 def read_checkpoint(store: Store) -> Checkpoint:
     """Read and verify a checkpoint; raise CheckpointError if a file is missing or damaged."""
     files = read_manifest(store)["files"]
-    contents: Mapping[str, bytes] = {}
     try:
         sizes = store.find()
         for file, entry in files.items():  # first, so that no oversized file is read

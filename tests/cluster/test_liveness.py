@@ -39,13 +39,10 @@ SETTINGS = [
 PLUGIN = (
     HEAD
     + """
-import os, pathlib, signal, time
 from gatdist import register_feature_extractor
 from gatdist.evaluation.features import Coordinates
-folder = pathlib.Path(__file__).parent
 (folder / "processes").mkdir(exist_ok=True)
 (folder / "processes" / str(os.getpid())).touch()
-def kill(): os.kill(os.getpid(), signal.SIGKILL)
 @register_feature_extractor("slow")
 class Slow(Coordinates):
     def __call__(self, samples):

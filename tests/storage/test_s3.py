@@ -238,8 +238,8 @@ def test_workers_continue_without_the_one_that_wrote(
     assert [one["world_size"] for one in read_lines(store, "attempts.jsonl")] == [2, 1]
 
 
-def test_requests_do_not_grow_with_the_number_of_checkpoints(moto: Server) -> None:
-    """A run that keeps thousands resumes, and commits, with a few."""
+def test_folders_of_checkpoints_are_listed_a_thousand_at_a_time(moto: Server) -> None:
+    """A run that keeps thousands of them resumes, and commits, with a few requests."""
     with Proxy(moto.address) as proxy:
         store = Store(f"{moto.new_bucket()}/checkpoints", moto.options(proxy.url))
         tensors = {f"part-{part}/weight": torch.full((4,), float(part)) for part in range(8)}
