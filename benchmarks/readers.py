@@ -78,7 +78,7 @@ def bare_decode(
     contents = list(itertools.islice(_files(folder), 2048))
     channels, *sizes = open_dataset(DataConfig(url=str(folder))).sample_shape
     shape = (*sizes, channels) if dtype is np.uint8 else (channels, *sizes)
-    out = [np.empty((BATCH, *shape), dtype) for _ in range(4)]
+    out: list[NDArray[Any]] = [np.empty((BATCH, *shape), dtype) for _ in range(4)]
     pool = stack.enter_context(ThreadPoolExecutor(threads))
 
     def decode(number: int, share: int) -> None:

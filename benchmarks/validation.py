@@ -366,8 +366,8 @@ def _newest(case: str) -> dict[str, Any]:
 
 def main() -> None:
     """Print how well the goodput of soaks is predicted, and what it is with either after_loss."""
-    for file in sys.argv[1:] or sorted(RESULTS.glob("*_soak/result.json")):
-        soaked = json.loads(Path(file).read_text())
+    for file in [Path(name) for name in sys.argv[1:]] or sorted(RESULTS.glob("*_soak/result.json")):
+        soaked = json.loads(file.read_text())
         for found in soak(soaked):
             print("{what}: {truth:.3f}, simulated {simulated:.3f} ({error:+.1%})".format(**found))
         for one in soak_run(soaked, soaked["step_s"])["recoveries"]:

@@ -6,7 +6,7 @@ DistributedDataParallel per network and a discriminator that is not frozen in th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -59,7 +59,7 @@ def gatdist_case(case: PresetCase, config: Config, comm: Communicator) -> Gatdis
 
 def alone(case: PresetCase, rounds: int) -> dict[str, Any]:
     config, comm = case.config(FLOAT32), LocalCommunicator(CPU)
-    ways = {
+    ways: dict[str, Callable[[], Case]] = {
         "gatdist": lambda: gatdist_case(case, config, comm),
         "bare": lambda: case.hand_written(config, CPU, case.networks(config)),
     }

@@ -212,7 +212,7 @@ def _ray(cpus: int, folder: Path) -> Iterator[tuple[str, str]]:
     env = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "MARK": mark}
     try:
         with (folder / "ray.log").open("wb") as log:
-            command = [program, "start", "--head", f"--port={port}", *options]
+            command = [str(program), "start", "--head", f"--port={port}", *options]
             memory = "--object-store-memory=200000000"
             subprocess.run([*command, memory], check=True, stdout=log, stderr=log, env=env)
         yield f"127.0.0.1:{port}", mark

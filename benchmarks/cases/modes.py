@@ -113,7 +113,7 @@ def drawn(dataset: Dataset, metrics: list[str], features: str = "classifier") ->
     evaluator = Evaluator(config, dataset, LocalCommunicator(DEVICE), DEVICE)
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randint(dataset.num_samples, (NUM_FAKES,), generator=generator)
-    samples = DatasetSamples(dataset)
+    samples = DatasetSamples(dataset, dataset.num_samples)
     return evaluator(lambda positions: samples(numbers[positions]))
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import ray
 import torch
@@ -62,7 +62,7 @@ def _ray() -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
 
 
 class _Measured(Mailbox):
@@ -80,7 +80,7 @@ def _heartbeats(host: int) -> list[dict[str, Any]]:
 
 def control_plane() -> float:
     """Return the share of a core that the driver's and the mailbox's processes take."""
-    actor = ray.remote(num_cpus=0)(_Measured).remote()
+    actor = ray.remote(num_cpus=0)(cast(Any, _Measured)).remote()
     bridge = Bridge(actor).begin(1)
     bridge.report("enroll", range(1, WORKERS + 1), [f"{rank:032x}" for rank in range(WORKERS)])
     hosts = range(WORKERS // WORKERS_PER_HOST)

@@ -258,6 +258,8 @@ class _Block(nn.Module):
 class _Styled(nn.Module):
     """What follows StyleGAN2's convolutions, and the filter in front of it."""
 
+    style: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.layer = StyledConv2d(channels, channels, 16, up=True)
