@@ -130,7 +130,9 @@ class StepStart:
         self.began_s = time.perf_counter()
         if self._at_start is None:
             self._at_start = self._choose()
-        first = _Copy(list(self._state.tensors().values())) if whole else self._at_start
+        first = self._at_start
+        if whole and self._of_players:
+            first = _Copy(list(self._state.tensors().values()))
         self._taken = [first.take()]
         self.is_open, self._is_in_last_phase = True, False
 
@@ -167,7 +169,7 @@ class StepStart:
         return _Copy([t for t in state.tensors().values() if _place(t) not in known])
 
     def _before_optimizers(self, phase: Phase) -> None:
-        self._is_in_last_phase = phase.is_last
+        self._is_in_last_phase |= phase.is_last
         if self.is_open and not phase.is_last:
             copies = [self._of_players[name] for name in phase.players]
             self._taken += [copy.take() for copy in copies if copy not in self._taken]

@@ -227,6 +227,9 @@ class _Undo:
 
     def __init__(self, state: TrainState) -> None:
         self._state = state
+        # Forwards change those of both networks in every phase.
+        buffers = [b for player in state.players.values() for b in player.bare.buffers()]
+        self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
         self._saved: dict[PlayerName, list[Tensor]] = {}
         self._all_ok: Tensor | None = None
 
@@ -234,16 +237,15 @@ class _Undo:
         """Save players before their optimizer step; ``ok`` says whether they make it."""
         for name in players:
             if name not in self._saved:
-                self._saved[name] = [t.clone() for t in self._changed(name)]
+                tensors = self._state.players[name].changed_by_step()
+                self._saved[name] = [t.clone() for t in tensors]
         self._all_ok = ok if self._all_ok is None else self._all_ok * ok
 
     @torch.no_grad()
     def unless_all_ok(self) -> None:
         assert self._all_ok is not None
+        pairs = list(self._buffers)
         for name, saved in self._saved.items():
-            for now, before in zip(self._changed(name), saved, strict=True):
-                now.copy_(now.where(self._all_ok > 0, before))
-
-    def _changed(self, name: PlayerName) -> list[Tensor]:
-        player = self._state.players[name]
-        return [*player.bare.buffers(), *player.changed_by_step()]
+            pairs += zip(self._state.players[name].changed_by_step(), saved, strict=True)
+        for now, before in pairs:
+            now.copy_(now.where(self._all_ok > 0, before))

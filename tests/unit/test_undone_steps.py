@@ -1,13 +1,16 @@
 """A step that is interrupted at any of its collectives is undone without a trace."""
 
+import math
+
 import pytest
 import torch
+from torch import nn
 
 from gatdist.common.errors import WorkerLostError
-from gatdist.common.seeding import seed_all
 from gatdist.config import load_config
 from gatdist.game import Phase
 from gatdist.game.updates.simultaneous import Simultaneous
+from gatdist.models import register_discriminator, register_generator
 from gatdist.monitor.statistics import Statistics
 from gatdist.monitor.timing import PhaseTimer
 from gatdist.parallel.batch import Batch
@@ -19,6 +22,7 @@ from gatdist.training.step import train_step
 CPU = torch.device("cpu")
 SGD = ["optim.generator.name=sgd", "optim.discriminator.name=sgd"]
 NO_PENALTIES = "game.penalties={}"
+COUNTING = ['model.generator={name="counting"}', 'model.discriminator={name="counting"}']
 SETTINGS = {
     "alternating": [],
     "several_steps": ["game.num_discriminator_steps=2"],
@@ -36,14 +40,46 @@ SETTINGS = {
     "guarded": ["health.atomic=true", "health.spike=skip"],
     "ada": ['game.augmentation={name="ada", adjust_samples=32}'],
     "spectral_norm": ['model.spectral_norm=["generator", "discriminator"]'],
-    "batch_norm": [
-        *(f'model.{player}={{name="dcgan", width=4}}' for player in ("generator", "discriminator")),
-        "data.resolution=16",
-        NO_PENALTIES,
-    ],
+    "changing_buffers": [*COUNTING, NO_PENALTIES],
     "float16": ["precision.dtype=float16", NO_PENALTIES],
     "canonical": ["run.reduction=canonical", "run.virtual_workers=4"],
 }
+
+
+class Counting(nn.Module):
+    """A layer whose calls change its buffers, as those of batch normalization do."""
+
+    def __init__(self, num_inputs, sample_shape):
+        super().__init__()
+        self.layer = nn.Linear(num_inputs, math.prod(sample_shape))
+        self.sample_shape = sample_shape
+        self.register_buffer("mean", torch.zeros(num_inputs))
+        self.register_buffer("count", torch.tensor(0))
+
+    def forward(self, x, labels=None):
+        x = x.flatten(1)
+        with torch.no_grad():
+            self.mean.lerp_(x.mean(0), 0.1)
+            self.count += 1
+        return self.layer(x).unflatten(1, self.sample_shape)
+
+
+class CountingDiscriminator(Counting):
+    def __init__(self, sample_shape):
+        super().__init__(math.prod(sample_shape), (1,))
+
+    def forward(self, x, labels=None):
+        return super().forward(x)[:, 0]
+
+
+@pytest.fixture(autouse=True)
+def _networks(monkeypatch):
+    register_generator("counting")(
+        lambda *, latent_size, sample_shape, num_classes: Counting(latent_size, sample_shape)
+    )
+    register_discriminator("counting")(
+        lambda *, sample_shape, num_classes: CountingDiscriminator(sample_shape)
+    )
 
 
 class Twins(LocalCommunicator):
@@ -78,25 +114,22 @@ class Twins(LocalCommunicator):
 
 
 class Run:
-    def __init__(self, settings):
-        few = [
-            "run.global_batch=16",
-            *(f"model.{p}.width=4" for p in ("generator", "discriminator")),
-        ]
-        self.config = load_config("digits", [*few, *settings])
-        self.comm = Twins()
+    def __init__(self, settings, comm=None):
+        small = ["model.generator.width=4", "model.discriminator.width=4"]
+        networks = [] if any(one.startswith("model.generator=") for one in settings) else small
+        self.config = load_config("digits", ["run.global_batch=16", *networks, *settings])
+        self.comm = comm or Twins()
         side = self.config.data.resolution or 8
-        seed_all(0, "networks", 0)
-        self.state = TrainState(self.config, self.comm, (1, side, side), 0)
+        self.shape = 1, side, side
+        self.state = TrainState(self.config, self.comm, self.shape, 0)
         self.rule = self.state.rule(self.config)
         self.start = StepStart(self.state)
-        self.shape = 1, side, side
 
-    def step(self, number):
-        total = self.config.step_samples
+    def step(self, number, spoil=0.0):
+        total, world_size = self.config.step_samples, self.comm.world_size
         generator = torch.Generator().manual_seed(number)
-        real = torch.rand(total // 2, *self.shape, generator=generator) * 2 - 1
-        positions = torch.arange(0, total, 2) + number * total
+        real = torch.rand(total // world_size, *self.shape, generator=generator) * 2 - 1 + spoil
+        positions = torch.arange(0, total, world_size) + number * total
         batch = Batch(real, None, positions, number, total)
         self.start.begin()
         train_step(self.state, self.rule, batch, self.config, Statistics(CPU), PhaseTimer(CPU))
@@ -134,18 +167,51 @@ def test_a_step_interrupted_at_any_collective_is_undone_and_repeated(settings):
         require_equal(run.tensors(), after)
 
 
-def test_a_step_that_communicates_after_its_last_phase_is_not_taken_for_undone(monkeypatch):
+@pytest.mark.parametrize("call", [2, 3])
+def test_a_step_that_communicates_after_its_last_phase_is_not_taken_for_undone(call, monkeypatch):
     """Its last update can't be undone: the run returns to a checkpoint instead."""
 
     def phases(self, step):
         yield Phase("first", ("discriminator",), step.batch, self._both, is_last=True)
         yield Phase("second", ("generator",), step.batch, self._both)
+        yield Phase("third", ("generator",), step.batch, self._both)
 
     monkeypatch.setattr(Simultaneous, "phases", phases)
     run = Run(["game.update_rule=simultaneous"])
     run.step(1)
-    run.comm.fails_at = run.comm.calls + 2
+    run.comm.fails_at = run.comm.calls + call
     with pytest.raises(RuntimeError, match="closed by peer"):
         run.step(2)
     with pytest.raises(WorkerLostError):
         run.start.undo()
+
+
+BATCH_NORM = [
+    *(
+        f'model.{player}={{name="dcgan", width=4, normalization="batch"}}'
+        for player in ("generator", "discriminator")
+    ),
+    "data.resolution=16",
+]
+
+
+@pytest.mark.parametrize("order", ["discriminator_first", "generator_first"])
+@pytest.mark.parametrize("networks", [COUNTING, BATCH_NORM], ids=["counting", "batch_norm"])
+def test_an_atomic_step_that_is_not_finite_leaves_no_trace_in_buffers(networks, order):
+    run = Run(
+        [*networks, NO_PENALTIES, "health.atomic=true", f"game.order={order}"],
+        LocalCommunicator(CPU),
+    )
+    run.step(1)
+    buffers = {
+        f"{name}/{key}": tensor
+        for name, player in run.state.players.items()
+        for key, tensor in player.bare.named_buffers()
+    }
+    before = {name: tensor.clone() for name, tensor in buffers.items()}
+    run.step(2, spoil=float("nan"))
+    assert before
+    require_equal(buffers, before)
+    run.step(3)
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in buffers.items())
+    assert all(tensor.isfinite().all() for tensor in run.tensors().values())
