@@ -12,6 +12,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -29,12 +30,18 @@ _MEMORY = Path("/dev/shm")
 _BEAT, _ORDERS, _LOCK = ".heartbeat", "orders", "lock"
 # Older ones are of workers that have ended.
 _ENDED_S = 60.0
+# Folders without a heartbeat for so long are of launches that have ended.
+_LEFT_S = 86400.0
 
 
 def shared_folder(name: str) -> Path | None:
     """Make a folder that only this user's processes on this host can use; None if that fails."""
     above = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
     folder = above / f"gatdist-{os.geteuid()}-{name}"
+    with suppress(OSError):
+        for left in above.glob(f"gatdist-{os.geteuid()}-*"):  # by workers that were killed
+            if time.time() - left.stat().st_mtime > _LEFT_S:
+                shutil.rmtree(left, ignore_errors=True)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
@@ -71,7 +78,7 @@ class Relay:
     def exchange(self, fields: Fields) -> Orders | None:
         """Send a heartbeat of this worker, and return the newest orders known on this host."""
         beat = fields | {"at": time.monotonic()}
-        orders = self._sent_by_another(beat) if self._folder else self._sent_now([beat])
+        orders = self._through_folder(beat) if self._folder else self._sent_now([beat])
         if orders:
             self.interval_s = orders["interval_s"]
         return orders
@@ -82,14 +89,14 @@ class Relay:
             return
         with suppress(OSError):
             (self._folder / f"{self._worker}{_BEAT}").unlink()
-            if self._lock is not None and not [*self._folder.glob(f"*{_BEAT}")]:
+            if not [*self._folder.glob(f"*{_BEAT}")]:
                 for name in (_ORDERS, _LOCK):
                     (self._folder / name).unlink(missing_ok=True)
                 self._folder.rmdir()
         if self._lock is not None:
             os.close(self._lock)
 
-    def _sent_by_another(self, beat: Fields) -> Orders | None:
+    def _through_folder(self, beat: Fields) -> Orders | None:
         assert self._folder is not None
         try:
             _write(self._folder / f"{self._worker}{_BEAT}", beat)
@@ -98,7 +105,7 @@ class Relay:
                 _write(self._folder / _ORDERS, {"at": time.monotonic(), "orders": orders})
                 return orders
             found = _read(self._folder / _ORDERS) or {"at": self._began, "orders": None}
-        except OSError:  # the folder is full, or was deleted
+        except (OSError, ValueError):  # the folder is full, was deleted, or can't be locked
             return self._sent_now([beat])
         if time.monotonic() - found["at"] > STALE_INTERVALS * self.interval_s:
             return self._sent_now([beat])
@@ -113,6 +120,9 @@ class Relay:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(lock)
+            except OSError:
+                os.close(lock)
+                raise
             else:
                 self._lock = lock
         return self._lock is not None

@@ -1,5 +1,7 @@
 """The workers of a host send their heartbeats together, whichever of them ends or hangs."""
 
+import errno
+import fcntl
 import json
 import os
 import time
@@ -61,6 +63,29 @@ def test_another_takes_over_when_the_sender_ends(driver, folder):
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("last", ["a", "b"])
+def test_the_last_one_deletes_the_folder_whether_it_was_the_sender(last, driver, folder):
+    both = {name: driver.relay(folder, name) for name in "ab"}
+    for name, one in both.items():
+        beat(one, name)
+    both.pop("ab".replace(last, "")).close()
+    assert folder.exists()
+    both[last].close()
+    assert not folder.exists()
+
+
+def test_a_worker_that_cannot_lock_sends_its_own(driver, folder, monkeypatch):
+    def refuse(descriptor, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    one = driver.relay(folder, "a")
+    beat(one, "a")
+    before = len(os.listdir("/proc/self/fd"))
+    assert [beat(one, "a")["number"] for _ in range(20)][-1] == 21
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_workers_send_their_own_while_the_sender_hangs(driver, folder, monkeypatch):
     a, b = driver.relay(folder, "a"), driver.relay(folder, "b")
     beat(a, "a")
@@ -108,3 +133,18 @@ def test_nobody_else_can_write_to_the_folder(monkeypatch, tmp_path):
     assert shared_folder("x") is None
     (tmp_path / f"gatdist-{os.geteuid()}-y").symlink_to(tmp_path)
     assert shared_folder("y") is None
+
+
+def test_folders_that_nobody_uses_are_deleted_after_a_day(monkeypatch, tmp_path):
+    monkeypatch.setattr(relay, "_MEMORY", tmp_path)
+    old, used = shared_folder("old"), shared_folder("used")
+    (old / "a.heartbeat").write_text("{}")
+    another = tmp_path / "gatdist-of-another"
+    another.mkdir()
+    two_days_ago = time.time() - 2 * 86400
+    for one in (old, another):
+        os.utime(one, (two_days_ago, two_days_ago))
+    shared_folder("new")
+    assert used.exists()
+    assert another.exists()
+    assert not old.exists()
