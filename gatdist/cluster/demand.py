@@ -51,22 +51,27 @@ class _Requester:
     def __init__(self) -> None:
         self._requests, self._lock = Requests(), threading.Lock()
         self._sent: list[Bundle] | None = None
-        self._me = ray.get_runtime_context().current_actor
+        here = ray.get_runtime_context()
+        self._me = here.current_actor
+        # One that Ray has restarted learns first what the runs need.
+        self._silent_s = 2 * _RENEW_S if here.was_current_actor_reconstructed else 0.0
+        self._began = time.monotonic()
         threading.Thread(target=self._expire, daemon=True).start()
 
     def put(self, run: str, bundles: list[Bundle]) -> None:
-        self._requests.put(run, bundles, time.monotonic() + _EXPIRES_S)
-        self._send()
+        with self._lock:
+            self._requests.put(run, bundles, time.monotonic() + _EXPIRES_S)
+            self._send(again=True)  # Ray's head may have forgotten it
 
     def drop(self, run: str) -> None:
-        self._requests.drop(run)
-        self._send()
-
-    def _send(self) -> None:
         with self._lock:
-            total = self._requests.total(time.monotonic())
-            if total == self._sent:
-                return
+            self._requests.drop(run)
+            self._send()
+
+    def _send(self, *, again: bool = False) -> None:
+        now = time.monotonic()
+        total = self._requests.total(now)
+        if now - self._began >= self._silent_s and (again or total != self._sent):
             ray.autoscaler.sdk.request_resources(
                 bundles=[resources for resources, _ in total],
                 bundle_label_selectors=[labels for _, labels in total],
@@ -77,9 +82,11 @@ class _Requester:
         unused_since = time.monotonic()
         while time.monotonic() - unused_since < _EXPIRES_S:
             time.sleep(1.0)
-            self._send()
-            if self._sent:
-                unused_since = time.monotonic()
+            with self._lock:
+                with suppress(Exception):  # while Ray's head restarts; the next one may succeed
+                    self._send()
+                if self._requests.total(time.monotonic()):
+                    unused_since = time.monotonic()
         ray.kill(self._me)
 
 
