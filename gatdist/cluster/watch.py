@@ -40,9 +40,7 @@ _JOIN_S = 2.0
 _SETTLE_INTERVALS = 4
 # At most so many workers are looked up at a time.
 _MOST_SUSPECTS = 256
-_STACKS_WAIT_S = 3.0
-# Training workers stop by themselves within this.
-_PATIENCE_S = 1.5
+_STACKS_INTERVALS = 6
 # Ray Train ends within this, once the workers have.
 _END_S = 3.0
 
@@ -65,7 +63,7 @@ class Launch:
         self._stragglers = _Stragglers(driver)
         self._leaving: set[str] = set()
         self._waiting = 0
-        self._between_since: float | None = None
+        self._between = (0, 0.0)  # the epoch that has ended, and when that was seen
         self._lossy_epoch = -1  # the last one that has lost a worker
         self._settles_until = 0.0
         self._over_since: float | None = None
@@ -173,7 +171,8 @@ class Launch:
             return False
         now = time.monotonic()
         self._saved_since = self._saved_since or now
-        return now - self._saved_since > _PATIENCE_S
+        # Others stop meanwhile: they have got the order.
+        return now - self._saved_since > policies.STALE_INTERVALS * update.interval_s
 
     def _hangs(self, update: DriverUpdate) -> bool:
         """Whether Ray Train is still busy, such as with a replacement, though the run is over."""
@@ -238,10 +237,8 @@ class Launch:
         silent = used - {one.node for one in update.heartbeats if one.actor not in quiet}
         if silent == used:
             silent = set()  # the driver's own network may be down
-        if not update.is_between:
-            self._between_since = None
-            if not silent and now - self._looked <= _LOOK_AT_NODES_S:
-                return None
+        if not update.is_between and not silent and now - self._looked <= _LOOK_AT_NODES_S:
+            return None
         nodes = Nodes.now()
         gone = {*nodes.lost(used)}
         gone |= silent_hosts({node: nodes.addresses[node] for node in silent - gone})
@@ -255,8 +252,9 @@ class Launch:
             if error := self._without(dead, update, message):
                 return error
         if update.is_between:
-            self._between_since = self._between_since or now
-            waited_s = now - self._between_since
+            if self._between[0] != update.epoch:
+                self._between = update.epoch, now
+            waited_s = now - self._between[1]
             if late := policies.overdue(self._cluster, update.late, update.heartbeats, waited_s):
                 return self._give_up(late, update)
             if waited_s > self._cluster.wait_for_workers_s and not self.stop_reason:
@@ -360,8 +358,12 @@ def suspects(update: DriverUpdate) -> list[str]:
     """Return members that may have died: silent ones, and those that do not follow the others."""
     silent_s = {one.actor: one.silent_s for one in update.heartbeats}
     possible = _silent(update) | {*update.late} | ({*update.members} - silent_s.keys())
-    found = possible & {*update.members}
-    return sorted(found, key=lambda one: -silent_s.get(one, float("inf")))[:_MOST_SUSPECTS]
+    found, late = possible & {*update.members}, {*update.late}
+
+    def rank(one: str) -> tuple[bool, float]:
+        return one not in late, -silent_s.get(one, float("inf"))
+
+    return sorted(found, key=rank)[:_MOST_SUSPECTS]
 
 
 class _Stragglers:
@@ -389,7 +391,8 @@ class _Stragglers:
             self._driver.bridge.order("stacks", self._requested)
             return None
         answering = sum(heartbeat.silent_s < warn_s for heartbeat in update.heartbeats)
-        if len(update.stacks) < answering and now - self._since < _STACKS_WAIT_S:
+        wait_s = _STACKS_INTERVALS * update.interval_s
+        if len(update.stacks) < answering and now - self._since < wait_s:
             return None
         if not self._is_reported:
             self._is_reported = True

@@ -159,7 +159,7 @@ def await_fit(bridge: Bridge, look: Callable[[], HostInfo], *, exact: bool) -> b
     Storage may be out of reach for a while. Returns false if the run is over before.
     """
     warned = False
-    while not bridge.report("is_over"):
+    while bridge.report("is_over") is False:  # None once another launch has begun
         host = look()
         others, now_s = bridge.report("examined", [])
         others = [one._replace(clock_s=now_s) for one in others]
@@ -187,7 +187,7 @@ def _may_pass(error: Exception) -> bool:
 
 def _await_end(bridge: Bridge) -> None:
     """Wait until the run is over: a worker that returned an error would be started again."""
-    while not bridge.report("is_over"):
+    while bridge.report("is_over") is False:
         time.sleep(_LOOK_S)
 
 

@@ -111,3 +111,29 @@ def starts(launch, monkeypatch):
     start(1, "")
     launch._has_started = True
     return started, alive
+
+
+def test_those_that_do_not_follow_are_looked_up_before_silent_ones(monkeypatch):
+    monkeypatch.setattr(watch, "_MOST_SUSPECTS", 2)
+    heartbeats = [
+        one._replace(silent_s=20.0 + n) for n, one in enumerate(update(*"abcd").heartbeats)
+    ]
+    found = watch.suspects(update(*"abcd", heartbeats=heartbeats, late=["a"]))
+    assert found == ["a", "d"]
+
+
+def test_each_epoch_that_has_ended_gives_its_workers_the_whole_time(driver, monkeypatch):
+    """Though the driver looks too seldom to see that one has begun and ended."""
+    now = [100.0]
+    nodes = Nodes(frozenset({"node-a", "node-b"}), {}, {}, {}, {})
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(watch.Nodes, "now", lambda: nodes)
+    monkeypatch.setattr(watch, "dead_actors", lambda actors: set())
+    driver.config = load_config("ring", ["cluster.heartbeat_timeout_s=20"])
+    launch = watch.Launch(driver, 2)
+    still = [one._replace(still_s=50.0) for one in update("a", "b").heartbeats]
+    for at, epoch, lost in [(100, 1, []), (119, 2, []), (138, 2, []), (140, 2, ["b"])]:
+        now[0] = float(at)
+        ended = update("a", "b", epoch=epoch, heartbeats=still, late=["b"], is_between=True)
+        assert launch._check_members(ended, now[0]) is None
+        assert driver.bridge.lost == lost
