@@ -1,16 +1,25 @@
-"""What the control plane costs with thousands of workers, simulated on one machine.
+"""What a run with thousands of workers costs, simulated on one machine.
 
-The mailbox is Ray's actor of a real run, which receives the messages of simulated hosts. Each row
-has what it took before (measured on 26 November), and the target.
+The mailbox is Ray's actor of a real run, which receives the messages of simulated hosts. Worker 0
+of eight writes its share of a checkpoint in a process of its own. Each row has what it took before
+(measured on 26 November), and the target.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
+import resource
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, cast
 
@@ -21,12 +30,18 @@ from benchmarks.case import parser, positive, save
 from gatdist.cluster import policies, watch
 from gatdist.cluster.bridge import Bridge, Mailbox
 from gatdist.config import load_config
+from gatdist.data.reading.host_cache import HostCache, block_key
 from gatdist.monitor.timing import WorkerTimes, find_stragglers
 from gatdist.parallel.communicator import LocalCommunicator
+from gatdist.runs import Checkpoints, layout_of_each
+from gatdist.storage import Store
 from gatdist.training.integrity import require_equal_replicas
 from gatdist.training.plan import check
 
 WORKERS, WORKERS_PER_HOST = 4096, 8
+# Parameters of both networks, of which half are the generator's, in tensors of a million.
+PARAMETERS, IN_TENSOR = 10**9, 10**6
+BLOCKS = 2**19
 CPU = torch.device("cpu")
 
 
@@ -142,6 +157,78 @@ def checks() -> float:
     return _timed(lambda: check(config, "/nowhere/run"))
 
 
+def memory_of_checkpoint() -> float:
+    """Return the memory that worker 0 takes while it writes, in bytes of its share."""
+    return _in_new_process(_write_share)[0]
+
+
+def cpu_of_checkpoint() -> float:
+    return _in_new_process(_write_share)[1]
+
+
+def _write_share() -> tuple[float, float]:
+    parts = {"generator": 1, "discriminator": 1, "average": 1}
+    parts |= {"optimizer_generator": 2, "optimizer_discriminator": 2}
+    # Memory that was never written takes no room: only copies count.
+    tensors = {
+        f"{part}/{number}": torch.zeros(IN_TENSOR)
+        for part, copies in parts.items()
+        for number in range(copies * PARAMETERS // 2 // IN_TENSOR)
+    }
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    (files, *_) = layout_of_each(sizes, WORKERS_PER_HOST)
+    share = sum(sizes[name] for names in files.values() for name in names)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Store(folder))
+        before, began = _peak_bytes(), time.process_time()
+        entries = checkpoints.write(checkpoints.name(1, 1), tensors, files)
+        checkpoints.wait()
+        assert entries.keys() == files.keys()
+        return (_peak_bytes() - before) / share, time.process_time() - began
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def start_of_cache() -> float:
+    """Return the longest time to the first block of eight processes that start at the same time."""
+    folder, processes = _full_cache(), 8
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        list(pool.map(_import_slowly, range(processes)))
+        return max(pool.map(_first_block, [folder] * processes))
+
+
+def _import_slowly(_: int) -> None:
+    time.sleep(2.0)  # so that each process gets one
+
+
+def _first_block(folder: str) -> float:
+    began, key = time.perf_counter(), block_key("f" * 64, 0, 1)
+    found = HostCache(folder, 2**40)
+    (content,) = found.fetch([key], lambda _: [b"x"])
+    assert content == b"x"
+    assert not found.notes
+    return time.perf_counter() - began
+
+
+@cache
+def _full_cache() -> str:
+    """Make a cache folder with many blocks."""
+    parent = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, parent)
+    HostCache(parent, 2**40)
+    (folder,) = Path(parent).iterdir()
+    for number in range(BLOCKS):
+        (folder / f"{number:040x}.block").touch()
+    return parent
+
+
+def _in_new_process(measure: Callable[[], Any]) -> Any:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(measure).result()
+
+
 _ELASTIC = [f"run.global_batch={WORKERS}", f"cluster.workers=[1, {WORKERS}]"]
 
 
@@ -169,6 +256,21 @@ ROWS = (
     Row(f"stragglers among {WORKERS:,} workers", stragglers, "s", "7.1 s at 2,048", 0.05),
     Row(f"numbers of workers in 1:{WORKERS}", sizes, "s", "15.7 s", 0.01),
     Row(f"checks before a run of 1:{WORKERS} workers", checks, "s", "not measured", 1.0),
+    Row(
+        "checkpoint of 10⁹ parameters, 8 workers: memory that worker 0 takes, in its shares",
+        memory_of_checkpoint,
+        "shares",
+        "22 GB, 13 shares",
+        1.1,
+    ),
+    Row("the same: CPU time of worker 0", cpu_of_checkpoint, "s", "60 s", 60 / 8 * 1.1),
+    Row(
+        f"start of 8 processes with {BLOCKS:,} blocks in the cache of their host",
+        start_of_cache,
+        "s",
+        "6 of 8 failed",
+        1.0,
+    ),
 )
 
 

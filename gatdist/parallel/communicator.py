@@ -98,6 +98,23 @@ class Communicator(ABC):
             raise rebuilt(*said["error"])
         return said["value"]
 
+    def of_each(self, compute: Callable[[], Any]) -> list[Any]:
+        """Return on every worker what ``compute`` returns on each of them, by rank.
+
+        The values must consist of JSON values. If it raises a GatdistError on some workers, that of
+        the lowest rank is raised on every worker.
+        """
+        mine: GatdistError | None = None
+        try:
+            said = {"value": compute()}
+        except GatdistError as error:
+            mine, said = error, {"error": [type(error).__name__, str(error)]}
+        gathered = self.all_gather_object(said)
+        for rank, each in enumerate(gathered):
+            if "error" in each:
+                raise mine if mine and rank == self.rank else rebuilt(*each["error"])
+        return [each["value"] for each in gathered]
+
     def take_communication_s(self) -> float:
         """Return and reset the seconds with gradients in flight.
 

@@ -5,6 +5,7 @@ from gatdist.runs.checkpoint import PARTS, Checkpoint, read_checkpoint, require_
 from gatdist.runs.checkpoints import Checkpoints, Retention
 from gatdist.runs.directory import RunDirectory, adopted, read_config, read_lines, remember
 from gatdist.runs.mapped import Mapped
+from gatdist.runs.parts import Layout, are_shared, group_of, layout_of_each, shares
 from gatdist.runs.state import Evaluations, require_saved_state
 from gatdist.runs.trained import Sampler, TrainedRun, load_run, networks_with
 
@@ -15,12 +16,16 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Evaluations",
+    "Layout",
     "Mapped",
     "Retention",
     "RunDirectory",
     "Sampler",
     "TrainedRun",
     "adopted",
+    "are_shared",
+    "group_of",
+    "layout_of_each",
     "load_run",
     "networks_with",
     "read_checkpoint",
@@ -29,4 +34,5 @@ __all__ = [
     "remember",
     "require_same_order",
     "require_saved_state",
+    "shares",
 ]

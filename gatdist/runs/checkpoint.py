@@ -1,8 +1,8 @@
 """One checkpoint: a folder of safetensors files, ``state.json`` and ``MANIFEST.json``.
 
 The manifest lists each file's size and SHA-256 and is written last: a folder without a valid
-manifest is no checkpoint. The content does not depend on the number of workers; loading never
-unpickles.
+manifest is no checkpoint. Files and content do not depend on the number of workers, which write and
+read them together (:mod:`gatdist.runs.parts`); loading never unpickles.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from gatdist.common.position import reached
 from gatdist.common.strict_json import parse_json
 from gatdist.common.tensor_files import read_safetensors
 from gatdist.config import PlayerName
+from gatdist.runs.parts import Layout, group_of
 from gatdist.storage import Store
 
 MANIFEST = "MANIFEST.json"
@@ -36,7 +37,10 @@ PARTS: Mapping[PlayerName, str] = {"generator": "average", "discriminator": "dis
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: its folder's name, ``state.json`` and all tensors on the CPU."""
+    """A verified checkpoint: its folder's name, ``state.json`` and its tensors, on the CPU.
+
+    A worker that reads only its share of the files has only their tensors.
+    """
 
     name: str
     state: dict[str, Any]
@@ -79,7 +83,10 @@ def parse_manifest(content: bytes, subject: str) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = parse_json(content)
         for entry in manifest["files"].values():
-            int(entry["size"]), str(entry["sha256"])
+            if type(entry["size"]) is not int or type(entry["sha256"]) is not str:
+                raise TypeError("files need an integer size and a text sha256")
+            if entry["size"] < 0:
+                raise ValueError("a size is negative")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(subject, f"is damaged ({error!r})") from None
     if "state.json" not in manifest["files"]:
@@ -90,11 +97,33 @@ def parse_manifest(content: bytes, subject: str) -> dict[str, Any]:
     return manifest
 
 
-def read_checkpoint(store: Store) -> Checkpoint:
-    """Read and verify a checkpoint; raise CheckpointError if a file is missing or damaged."""
-    files = read_manifest(store)["files"]
+def read_checkpoint(store: Store, groups: Collection[str] = ()) -> Checkpoint:
+    """Read and verify a checkpoint, or only some groups of its tensors, such as "average".
+
+    Raises CheckpointError if a file is missing or damaged.
+    """
+    entries = read_manifest(store)["files"]
+    wanted = {"", *groups}  # "": the state
+    mine = [file for file in entries if not groups or group_of(file) in wanted]
+    return read_share(store, entries, mine)
+
+
+def read_share(
+    store: Store, entries: Mapping[str, Mapping[str, Any]], mine: Collection[str]
+) -> Checkpoint:
+    """Read and verify some files of a checkpoint; without ``state.json``, its state is empty.
+
+    Args:
+        store: the checkpoint's folder.
+        entries: the sizes and digests of all files, from its manifest.
+        mine: the files to read.
+
+    Raises:
+        CheckpointError: a file that was to be read is missing or damaged.
+    """
+    files = {file: entries[file] for file in mine}
     try:
-        sizes = store.find()
+        sizes = store.find() if files else {}
         for file, entry in files.items():  # first, so that no oversized file is read
             size = sizes.get(file)  # a web server may list none
             size = store.size(file) if size is None else size
@@ -113,43 +142,53 @@ def read_checkpoint(store: Store) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     try:
         for file, content in contents.items():
-            part, _, ending = file.partition(".")
-            if ending == "safetensors":
-                loaded = read_safetensors(content)
-                tensors |= {f"{part}/{key}": tensor for key, tensor in loaded.items()}
-        state = dict(parse_json(contents["state.json"]))
+            if group := group_of(file):
+                for key, tensor in read_safetensors(content).items():
+                    if tensors.setdefault(f"{group}/{key}", tensor) is not tensor:
+                        raise ValueError(f"tensor {group}/{key} is in two files")
+        state = dict(parse_json(contents.get("state.json", b"{}")))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(store.url, f"is not a checkpoint ({error!r})") from None
     name = store.url.rstrip("/").rsplit("/", 1)[-1]
     return Checkpoint(name, state, tensors)
 
 
-def write_checkpoint(
+def write_files(
+    store: Store, tensors: Mapping[str, Tensor], files: Layout
+) -> dict[str, dict[str, Any]]:
+    """Write files with tensors into a checkpoint's folder; return their entries for its manifest.
+
+    No other worker writes these files.
+    """
+
+    def publish(file: str) -> tuple[str, dict[str, Any]]:
+        named = {name.partition("/")[2]: tensors[name].contiguous() for name in files[file]}
+        return file, _publish(store, file, safetensors.torch.save(named))
+
+    largest = max((sum(tensors[n].nbytes for n in names) for names in files.values()), default=0)
+    # Requests take a while each; what is serialized is a second copy.
+    at_once = 1 if store.is_local else max(1, min(_MOST_FILES, _AT_ONCE_BYTES // (largest + 1)))
+    with ThreadPoolExecutor(at_once) as pool:
+        return dict(pool.map(publish, sorted(files)))
+
+
+def write_manifest(
     store: Store,
-    tensors: Mapping[str, Tensor],
+    entries: Mapping[str, Any],
     state: Mapping[str, Any],
     about: Mapping[str, Any],
     may_commit: Callable[[], None],
 ) -> dict[str, Any]:
-    """Write a checkpoint into its folder, which has no other writer; return its manifest.
+    """Complete a checkpoint whose files with tensors are written; return its manifest.
 
-    The part of a tensor's name before the first ``/`` names its file. ``about`` goes into the
-    manifest; ``may_commit`` is called just before that is written, and may raise.
+    Args:
+        store: the checkpoint's folder.
+        entries: of its files with tensors, as :func:`write_files` returns them.
+        state: for ``state.json``.
+        about: further values for the manifest.
+        may_commit: called just before that is written; may raise.
     """
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        group, _, key = name.partition("/")
-        groups.setdefault(group, {})[key] = tensor.contiguous()
-
-    def publish(group: str) -> tuple[str, dict[str, Any]]:
-        file = f"{group}.safetensors"
-        return file, _publish(store, file, safetensors.torch.save(groups[group]))
-
-    largest = max((sum(t.nbytes for t in group.values()) for group in groups.values()), default=0)
-    # Requests take a while each; what is serialized is a second copy.
-    at_once = 1 if store.is_local else max(1, min(_MOST_FILES, _AT_ONCE_BYTES // (largest + 1)))
-    with ThreadPoolExecutor(at_once) as pool:
-        files = dict(pool.map(publish, sorted(groups)))
+    files = {file: entries[file] for file in sorted(entries)}
     files["state.json"] = _publish(store, "state.json", json.dumps(state, indent=1).encode())
     may_commit()
     manifest = {"version": 1, **about, "files": files}

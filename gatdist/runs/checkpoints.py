@@ -4,7 +4,8 @@ Each commit writes into its own folder, such as ``000000640.2-9f3ac21b0004``: ``
 attempt, and an id of eight random digits and four that count the attempt's commits. That is safe
 with overlapping attempts, and with requests that arrive late or twice:
 
-* A folder has one writer, so that late requests change no other commit.
+* A folder belongs to one commit, and each of its files has one writer, so that late requests change
+  no other commit.
 * The manifest is written last. If it arrives after its files were deleted, the folder lacks files
   that it lists, and never counts as a checkpoint to keep.
 * An attempt deletes only folders of its own and of earlier attempts, which are stale, and only
@@ -19,7 +20,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,8 +46,10 @@ from gatdist.runs.checkpoint import (
     parse_manifest,
     read_checkpoint,
     read_manifest,
-    write_checkpoint,
+    write_files,
+    write_manifest,
 )
+from gatdist.runs.parts import Layout, layout
 from gatdist.storage import Store
 from gatdist.storage.local import unfinished
 
@@ -200,16 +203,19 @@ class Checkpoints:
                 found.setdefault(name, {})[file] = size
         return found
 
-    def read(self, name: str) -> Checkpoint:
-        return read_checkpoint(self.store.child(name))
+    def read(self, name: str, groups: Collection[str] = ()) -> Checkpoint:
+        """Read a checkpoint by its name; see :func:`~gatdist.runs.checkpoint.read_checkpoint`."""
+        return read_checkpoint(self.store.child(name), groups)
 
-    def find(self, name: str = "") -> Checkpoint | None:
+    def find(self, name: str = "", groups: Collection[str] = ()) -> Checkpoint | None:
         """Return a checkpoint by its name or ``samples_seen``; "" is the newest undamaged one.
 
-        Returns None without any checkpoint. Raises CheckpointError if there is no such one.
+        ``groups`` are as for :meth:`read`. Returns None without any checkpoint. Raises
+        CheckpointError if there is no such one.
         """
+        read = partial(self.read, groups=groups)
         if not name:
-            return self.newest()
+            return self.newest(read)
         known = self._committed()
         if not known:
             return None
@@ -218,22 +224,27 @@ class Checkpoints:
             last = ", ".join(f"{each.samples_seen}" for each in known[-_SHOWN:])
             hint = f"The run has {last}"
             raise CheckpointError("--checkpoint", "no such checkpoint", value=name, hint=hint)
-        return self.read(str(found[-1]))
+        return read(str(found[-1]))
 
-    def newest(self) -> Checkpoint | None:
-        """Return the newest undamaged checkpoint, None without any; raise if all are damaged."""
+    def newest(self, read: Callable[[str], Checkpoint] | None = None) -> Checkpoint | None:
+        """Return the newest undamaged checkpoint, None without any; raise if all are damaged.
+
+        ``read`` reads one by its name, as :meth:`read` does.
+        """
+        read = read or self.read
         names, damaged = self._names(), 0
         for _ in range(_LOOKS):
             damaged = 0
             for name in reversed(names):
                 try:
-                    return self.read(str(name))
+                    return read(str(name))
                 except CheckpointError as error:
-                    if not self.store.exists(f"{name}/{MANIFEST}"):
-                        continue  # it is not complete
-                    damaged += 1
-                    self._damaged.add(name)
-                    self._on_damaged(str(error))
+                    if self.store.exists(f"{name}/{MANIFEST}"):
+                        damaged += 1
+                        self._damaged.add(name)
+                        self._on_damaged(str(error))
+                    elif self._names() != names:
+                        break
             # An ending attempt may have committed another, and deleted these.
             before, names = names, self._names()
             if names == before:
@@ -261,12 +272,43 @@ class Checkpoints:
 
         The future is done once the checkpoint is complete. Raises the error of the last commit.
         """
-        self.wait()
-        snapshot = self._snapshots.take(tensors)
+        name = self.name(samples_seen, attempt)
+        files = layout({name: tensor.nbytes for name, tensor in tensors.items()})
+        work, entries = self._writing(name, tensors, files)
+        commit = partial(self._commit, name, entries, state, dict(metrics or {}))
+        self._pending = self._background.submit(lambda: (work(), commit()))
+        return self._pending
+
+    def name(self, samples_seen: int, attempt: int) -> str:
+        """Return the name of the next checkpoint."""
         self._num_commits += 1
-        name = Name(samples_seen, attempt, f"{self._id}{self._num_commits:04x}"[:12])
-        measured, self._began = dict(metrics or {}), time.monotonic()
-        commit = partial(self._commit, name, snapshot, state, measured)
+        return str(Name(samples_seen, attempt, f"{self._id}{self._num_commits:04x}"[:12]))
+
+    def write(self, name: str, tensors: Mapping[str, Tensor], files: Layout) -> dict[str, Any]:
+        """Snapshot what files hold once the last commit has ended, and write in the background.
+
+        Several workers may write files of one checkpoint. Raises the error of the last commit.
+
+        Returns:
+            The files' entries for the manifest, once they are written.
+        """
+        work, entries = self._writing(name, tensors, files)
+        self._pending = self._background.submit(work)
+        return entries
+
+    def commit(
+        self,
+        name: str,
+        entries: Mapping[str, Any],
+        state: dict[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> Future[None]:
+        """Complete a checkpoint in the background, after what this worker writes of it.
+
+        ``entries`` are those of all its files with tensors, which other workers have written by
+        now. The future is done once the checkpoint is complete.
+        """
+        commit = partial(self._commit, name, entries, state, dict(metrics or {}))
         self._pending = self._background.submit(commit)
         return self._pending
 
@@ -300,21 +342,44 @@ class Checkpoints:
     def close(self) -> None:
         self._background.close()
 
-    def _commit(
-        self,
-        name: Name,
-        tensors: Mapping[str, Tensor],
-        state: dict[str, Any],
-        metrics: dict[str, float],
-    ) -> None:
+    def _writing(
+        self, name: str, tensors: Mapping[str, Tensor], files: Layout
+    ) -> tuple[Callable[[], None], dict[str, Any]]:
+        """Snapshot what files hold; return what writes them, and then their entries."""
+        self.wait()
+        held = {name: tensors[name] for names in files.values() for name in names}
+        snapshot, entries = self._snapshots.take(held), dict[str, Any]()
+        self._began = time.monotonic()
+
+        def write() -> None:
+            entries.update(write_files(self.store.child(name), snapshot, files))
+
+        return partial(self._fenced, write), entries
+
+    def _fenced(self, work: Callable[[], object]) -> None:
         self._may_commit()
-        about = {"samples_seen": name.samples_seen, "attempt": name.attempt, "metrics": metrics}
         try:
-            folder = self.store.child(str(name))
-            manifest = write_checkpoint(folder, tensors, state, about, self._may_commit)
+            work()
         except StorageError:
             self._may_commit()  # a stale attempt's files are deleted while it writes
             raise
+
+    def _commit(
+        self,
+        folder: str,
+        entries: Mapping[str, Any],
+        state: dict[str, Any],
+        metrics: dict[str, float],
+    ) -> None:
+        name = Name.parse(folder)
+        assert name
+        about = {"samples_seen": name.samples_seen, "attempt": name.attempt, "metrics": metrics}
+        store, manifest = self.store.child(folder), dict[str, Any]()
+
+        def work() -> None:
+            manifest.update(write_manifest(store, entries, state, about, self._may_commit))
+
+        self._fenced(work)
         try:
             self._may_commit()
         except StaleAttemptError:

@@ -306,12 +306,16 @@ class _Loop:
     def _interrupted(self) -> bool:
         """Return whether any worker was asked to stop; all learn it after the same step.
 
-        They also learn whether the workers are to change after this step.
+        They also learn whether the workers are to change after this step, and complete a checkpoint
+        that all have written.
         """
         if self.ledger.steps_made % self.interval.steps_between_polls:
             return False
         is_due = isinstance(self.comm, Members) and self.comm.is_due()
-        stops, self.changes_members = self.comm.any_of(self.should_stop(), is_due)
+        stops, self.changes_members, any_writes = self.comm.any_of(
+            self.should_stop(), is_due, self.files.is_writing
+        )
+        self.files.complete_checkpoint(any_writes=any_writes)
         return stops
 
     def _stops_between_epochs(self) -> bool:
@@ -361,6 +365,7 @@ class _Loop:
         """
         values, samples_seen = self.ledger.evaluating, self.state.samples_seen
         assert values is not None
+        self.files.await_files()
         self.files.await_checkpoint()
         self.progress.enter("evaluation")
         began = time.perf_counter()
@@ -388,6 +393,7 @@ class _Loop:
     def _roll_back(self) -> None:
         """Return to the newest checkpoint, and continue from there with other noise."""
         rollbacks = self.state.rollbacks + 1
+        self.files.await_files()
         if self.comm.is_main:
             self.files.background.wait()
         if self.epochs:
@@ -463,6 +469,7 @@ class _Loop:
         self._write_profile()
         self.progress.is_ending = True
         with self.progress.lengthy():
+            self.files.await_files()
             if self.epochs:
                 self.comm.of_main(stack.close)
             stack.close()

@@ -1,14 +1,17 @@
-"""What worker 0 writes to the run directory and reads there: checkpoints, attempts, records."""
+"""What is written to the run directory and read there: checkpoints, attempts, records.
+
+Worker 0 does it, except that all workers write and read files of large checkpoints.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from torch import Tensor
 from torch.profiler import record_function
 
 from gatdist.common.background import Background
@@ -20,10 +23,13 @@ from gatdist.parallel.communicator import Communicator
 from gatdist.parallel.members import Members
 from gatdist.runs import (
     Change,
+    Checkpoint,
     Checkpoints,
     Evaluations,
     Retention,
     RunDirectory,
+    are_shared,
+    layout_of_each,
     require_same_order,
     require_saved_state,
 )
@@ -33,6 +39,7 @@ from gatdist.training.ledger import Evaluated, Ledger
 from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.state import TrainState
+from gatdist.training.writers import Writers, read_newest
 
 _POLL_S = 1.0  # of storage, while waiting for a checkpoint
 
@@ -81,12 +88,13 @@ class RunFiles:
         self._checkpoints = Checkpoints(
             directory.store.child("checkpoints"),
             Retention.from_config(config.run, higher_is_better=higher),
-            may_commit=directory.require_current,
+            may_commit=lambda: directory.require_current() if comm.is_main else None,
             background=self.background,
             on_commit=directory.note_commit,
             on_warning=lambda message: emit("warning", {"message": message}),
             measured=self._evaluations.metrics,
         )
+        self._writers = Writers(self._checkpoints, comm)
         self._committed = -1  # samples seen by the last checkpoint that worker 0 has begun to write
         self._skips = False  # whether the last checkpoint was skipped, as storage is slow
 
@@ -137,13 +145,11 @@ class RunFiles:
     def load_newest(self) -> bool:
         """Restore the newest complete checkpoint on every worker; return false without one.
 
-        Worker 0 reads and verifies it, and sends it to the others.
+        Each reads and verifies some of its files, and sends their tensors to the others.
         """
-        tensors: dict[str, Tensor] = {}
         url = self.directory.store.url
 
-        def read() -> dict[str, Any] | None:
-            checkpoint = self._checkpoints.newest()
+        def judge(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
             if checkpoint is None:
                 self.directory.require_fresh()
                 return None
@@ -151,10 +157,9 @@ class RunFiles:
             subject = f"{url}: {checkpoint.name}/state.json"
             require_saved_state(saved, subject, checkpoint.named_samples)
             require_same_order(saved["order"], self._ledger.order, url)
-            tensors.update(checkpoint.tensors)
             return saved | {"name": checkpoint.name}
 
-        saved = self._comm.of_main(read)
+        saved, tensors = read_newest(self._checkpoints, self._comm, judge)
         if saved is None:
             return False
         self._state.load(saved["samples_seen"], tensors, f"{url}: {saved['name']}")
@@ -166,7 +171,7 @@ class RunFiles:
         return True
 
     def commit(self, *, must: bool = True) -> None:
-        """Pass the state to the background writer (worker 0).
+        """Pass the state to those who write in the background.
 
         If the previous checkpoint is still being written, this one is skipped unless ``must``.
 
@@ -179,19 +184,36 @@ class RunFiles:
         with self._ledger.checkpoint_interval.stop():
             self._intact.require()
             require_equal_replicas(self._state.tensors(), self._comm)
-            if self._comm.is_main and self._committed != self._state.samples_seen:
-                self._save(must=must)
+            self._save(must=must)
         if isinstance(self._comm, Members) and self._config.health.may_roll_back:
             # All go back to it, whoever is lost before.
+            self.await_files()
             with self._progress.lengthy():
                 self._comm.of_main(self.await_checkpoint)
 
+    def await_files(self) -> None:
+        """Wait until all workers have written their files of a checkpoint; collective."""
+        with self._progress.lengthy():
+            self._writers.wait_for_all(_POLL_S, self._look_while_waiting)
+
     def await_checkpoint(self) -> None:
-        """Wait until no checkpoint is being written; warn if that takes long."""
+        """Wait until this worker writes no checkpoint, after :meth:`await_files`."""
         with self._progress.lengthy():
             while not self._checkpoints.is_written(_POLL_S):
-                self.recorder.look_at_storage(waits=True)
+                self._look_while_waiting()
             self._checkpoints.wait()
+
+    def _look_while_waiting(self) -> None:
+        self.recorder.look_at_storage(waits=True)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this worker is still writing its files of a checkpoint."""
+        return self._writers.is_writing
+
+    def complete_checkpoint(self, *, any_writes: bool) -> None:
+        """Complete a checkpoint that workers write together, unless one of them still writes."""
+        self._writers.complete(any_writes=any_writes)
 
     def choose_interval(self, samples_per_s: float) -> None:
         """Let worker 0 choose when to write checkpoints, at a log step."""
@@ -220,8 +242,13 @@ class RunFiles:
             self._comm.of_main(lambda: self._write_from_now_on(agreement, reason))
         elif self._comm.is_main:
             self._write_what_others_have_done(logged, evaluated)
-        here.attempt = self._comm.broadcast_object(self.directory.attempt)
-        if not agreement.is_written:
+        lacks_files = self._writers.abandon()
+        here.attempt, lacks_files = self._comm.broadcast_object(
+            [self.directory.attempt, lacks_files]
+        )
+        if lacks_files:
+            self._committed = -1
+        if lacks_files or not agreement.is_written:
             self._commit_anew()
         elif self._ledger.evaluating is not None:  # perhaps the loss has prevented its checkpoint
             self.commit()
@@ -274,25 +301,47 @@ class RunFiles:
         self.record_evaluation()
 
     def _save(self, *, must: bool) -> None:
-        samples_seen = self._state.samples_seen
-        if not must and not self._checkpoints.is_free():
-            if not self._skips:
-                at = f"at {samples_seen:,} samples and until further notice"
-                message = f"no checkpoint {at}: the previous one is still being written"
-                self._emit("warning", {"message": message})
-            self._skips = True
+        comm, tensors = self._comm, self._state.tensors()
+        sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+        files = layout_of_each(sizes, comm.world_size)
+        is_shared = are_shared(files)
+        name = self._next(must=must, is_shared=is_shared)
+        if is_shared:
+            name = comm.broadcast_object(name)
+        if not name:
             return
-        self._skips = False
+        self.await_files()
         self.await_checkpoint()
+        samples_seen = self._state.samples_seen
         state = self._ledger.state() | {"attempt": self.directory.attempt}
-        self._committed = samples_seen
-        self.recorder.before_commit(state)
         since = self._ledger.checkpoint_interval.writes()
+        if comm.is_main:
+            self._committed = samples_seen
+            self.recorder.before_commit(state)
+
+        def commit(entries: Mapping[str, Any]) -> None:
+            if comm.is_main:
+                written = self._checkpoints.commit(name, entries, state)
+                written.add_done_callback(lambda _: self._written(written, samples_seen, since))
+
         with record_function("commit"):
-            written = self._checkpoints.save(
-                samples_seen, self._state.tensors(), state, attempt=self.directory.attempt
-            )
-        written.add_done_callback(lambda _: self._written(written, samples_seen, since))
+            self._writers.save(name, tensors, files, commit)
+
+    def _next(self, *, must: bool, is_shared: bool) -> str:
+        """Return the name of the checkpoint to write now; "" on workers > 0, or if none is."""
+        samples_seen = self._state.samples_seen
+        is_new = self._comm.is_main and self._committed != samples_seen
+        if not is_new and not is_shared:
+            return ""
+        skips = not must and not self._writers.is_free()
+        if skips and is_new and not self._skips:
+            at = f"at {samples_seen:,} samples and until further notice"
+            message = f"no checkpoint {at}: the previous one is still being written"
+            self._emit("warning", {"message": message})
+        self._skips = skips
+        if skips or not is_new:
+            return ""
+        return self._checkpoints.name(samples_seen, self.directory.attempt)
 
     def _written(self, written: Future[None], samples_seen: int, since: float) -> None:
         if not self.background.failed and not written.exception():

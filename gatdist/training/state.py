@@ -130,8 +130,10 @@ class TrainState:
     def start_from_another_run(self, config: Config, run_dir: str) -> None:
         """Copy the networks that ``model.init_from`` names. See :func:`start_from_another_run`."""
         if config.model.init_from:
-            networks = {name: player.bare for name, player in self.players.items()}
-            start_from_another_run(config, networks, run_dir)
+            networks, comm = {n: p.bare for n, p in self.players.items()}, self.reduction.comm
+            comm.of_main(lambda: start_from_another_run(config, networks, run_dir))
+            for network in networks.values():
+                comm.broadcast_module_(network)
             self.average.start(self.players["generator"].bare)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -150,7 +152,7 @@ class TrainState:
 
     @torch.no_grad()
     def load(self, samples_seen: int, tensors: Mapping[str, Tensor], subject: str = "") -> None:
-        """Restore a checkpoint on all workers, from the tensors that worker 0 passes.
+        """Restore a checkpoint on all workers, of which each passes the tensors that it has read.
 
         ``subject`` names it in messages.
 
@@ -158,18 +160,26 @@ class TrainState:
             CheckpointError: its tensors do not fit these networks, or are not finite where training
                 never leaves such values; the first is named.
         """
-        mine = self.tensors()
-        comm = self.reduction.comm
+        mine, comm = self.tensors(), self.reduction.comm
+        names, subject = sorted(mine), f"{subject}: tensor " if subject else "tensor "
+        held = [[1, comm.rank] if name in tensors else [0, 0] for name in names]
+        counts, sources = comm.all_reduce_(torch.tensor(held, device=comm.device)).T.tolist()
 
-        def restore() -> None:
+        def check() -> None:
+            for name, count in zip(names, counts, strict=True):
+                if count > 1:  # files are read by different workers
+                    raise CheckpointError(f"{subject}{name}", "is in several files")
             hint = "Use the networks it was made with, or choose another --run-dir"
-            require_fit(mine, tensors, f"{subject}: tensor " if subject else "tensor ", hint)
-            for name, tensor in mine.items():
-                tensor.copy_(tensors[name])
+            others = {n for n, count in zip(names, counts, strict=True) if count} - tensors.keys()
+            fitting = {name: tensor for name, tensor in mine.items() if name not in others}
+            require_fit(fitting, tensors, subject, hint)
 
-        comm.of_main(restore)
-        for tensor in mine.values():
-            comm.broadcast_(tensor)
+        comm.of_each(check)
+        for name, source in zip(names, sources, strict=True):
+            if name in tensors:
+                mine[name].copy_(tensors[name])
+            comm.broadcast_(mine[name], source)
+            beat()
         self.samples_seen = samples_seen
         self.loaded()
 
@@ -256,7 +266,7 @@ def start_from_another_run(
     url = absolute(url)
     options = options_for(url, run_dir, config.run.storage_options)
     store = Store(url, options | config.model.init_from_storage_options)
-    checkpoint = Checkpoints(store.child("checkpoints")).newest()
+    checkpoint = Checkpoints(store.child("checkpoints")).find(groups=[*PARTS.values()])
     if checkpoint is None:
         raise ConfigError(
             "model.init_from",
