@@ -73,7 +73,9 @@ def main() -> None:
 @contextmanager
 def _ray() -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(num_cpus=1, include_dashboard=False, object_store_memory=10**8, log_to_driver=False)
+    ray.init(
+        "local", num_cpus=1, include_dashboard=False, object_store_memory=10**8, log_to_driver=False
+    )
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 # A larger group of tensors is split. While a file is written, it is a second copy of its tensors.
-FILE_BYTES = 2**27
+FILE_BYTES = 2**26
 _FILE = re.compile(r"([A-Za-z0-9_]+)(?:-\d{5,}-of-\d{5,})?\.safetensors")
 
 # Names of tensors, by the file that holds them.
