@@ -44,6 +44,13 @@ def plugin(kills: list[tuple[str, int, int]], more: str = "") -> str:
     return HEAD + _KILLS.format(kills=kills) + more
 
 
+# Appended to a plugin: checkpoints of tiny networks, too, are written by all workers.
+SMALL_FILES = """
+from gatdist.runs import parts
+parts.FILE_BYTES = 2**12
+"""
+
+
 def digest(folder: Any) -> str:
     """Return that of a run's newest checkpoint."""
     newest = Checkpoints(Store(str(folder)).child("checkpoints")).newest()

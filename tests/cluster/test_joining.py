@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from changing_workers import SMALL_FILES
 from faulty_runs import HEAD, SHORT
 from support import HANG_S, end_group, free_port, ray_head, start_gatdist, wait_until
 
@@ -35,7 +36,7 @@ class Run:
 
     def __init__(self, folder: Path, address: str, *words: str) -> None:
         self.folder = folder
-        (folder / "faults.py").write_text(HEAD + PLUGIN)
+        (folder / "faults.py").write_text(HEAD + PLUGIN + SMALL_FILES)
         sets = [w for setting in SETTINGS for w in ("--set", setting)]
         words = ("--json", "--run-dir", "run", "--address", address, *words, *sets)
         self._file = folder / "stderr"
@@ -122,6 +123,7 @@ def test_a_run_grows_and_loses_two_workers_at_once(address, undisturbed, tmp_pat
         run.finish()
     assert run_gatdist("inspect", tmp_path / "run", "--digest").stdout.strip() == undisturbed
     assert [change["workers"] for change in changes(tmp_path)][-1] == 4
+    assert list(tmp_path.glob("run/checkpoints/*/*-of-*.safetensors"))
 
 
 def test_a_spare_takes_the_place_of_a_lost_worker(address, undisturbed, tmp_path, run_gatdist):

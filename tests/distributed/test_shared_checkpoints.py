@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from changing_workers import Workers, changes, digest, plugin
+from changing_workers import SMALL_FILES, Workers, changes, digest, plugin
 from gatdist.config import load_config
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs import Checkpoints, checkpoints, parts
@@ -147,8 +147,7 @@ def spoiled(comm, folder, *more):
 
 
 def faulty(folder, faults):
-    small = f"\nfrom gatdist.runs import parts\nparts.FILE_BYTES = {FILE_BYTES}\n"
-    (folder / "faults.py").write_text(plugin(faults, small))
+    (folder / "faults.py").write_text(plugin(faults, SMALL_FILES))
     return config('plugins=["faults"]')
 
 

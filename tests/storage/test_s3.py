@@ -18,7 +18,7 @@ import torch
 from servers import Server
 
 from benchmarks.proxy import Fault, Proxy
-from changing_workers import Workers, digest
+from changing_workers import SMALL_FILES, Workers, digest
 from gatdist.common.errors import DataError, UserError
 from gatdist.config import DataConfig, load_config
 from gatdist.data.builtin import write_digits
@@ -218,19 +218,26 @@ def test_run_on_s3_is_stopped_resumed_and_equals_one_on_disk(
 def test_workers_continue_without_the_one_that_wrote(
     store: Store, moto: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Another worker takes over the files, in an attempt of its own."""
+    """Another worker takes over the files, in an attempt of its own.
+
+    Both write files of each checkpoint until then.
+    """
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto.address)
     canonical = ["run.reduction=canonical", "run.virtual_workers=2", "run.total_samples=2560"]
     config = load_config("digits", [*SHORT, *canonical])
     run(config, LocalCommunicator(torch.device("cpu")), Store(str(tmp_path)))
+    (tmp_path / "small_files.py").write_text(SMALL_FILES)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load_config("digits", [*SHORT, *canonical, 'plugins=["small_files"]'])
     with Workers([1, 2], 2, config, store.url) as workers:
-        workers.until(lambda: workers.step_of("w0") > 10)
+        workers.until(lambda: workers.step_of("w0") > 30)
         workers.kill("w0")
         outcomes = workers.finish()
     assert outcomes["w1"]["status"] == "finished"
     assert digest(store.url) == digest(tmp_path)
+    assert any("-of-" in name for name in store.find("checkpoints"))
     rows = [row["samples_seen"] for row in read_lines(store, "metrics.jsonl")]
     assert rows == list(range(128, 2561, 128))
     (change,) = read_lines(store, "worker_changes.jsonl")
