@@ -271,7 +271,11 @@ def _startup(found: Found) -> list[Line]:
 
 def _soak(found: Found) -> list[Line]:
     count = len(found["faults"])
-    ended = "bit-identical to an undisturbed run" if found["equal"] else "other bytes"
+    ended = {
+        True: "bit-identical to an undisturbed run",
+        False: "other bytes",
+        None: "not yet compared with an undisturbed run",
+    }[found.get("equal")]
     continues = found.get("after_loss") == "continue"
     after = "the others continue" if continues else "each restarts all workers"
     what = f"{found['minutes']:.0f} minutes with {count} faults on two hosts ({after})"
