@@ -278,7 +278,7 @@ def _soak(found: Found) -> list[Line]:
     }[found.get("equal")]
     continues = found.get("after_loss") == "continue"
     after = "the others continue" if continues else "each restarts all workers"
-    what = f"{found['minutes']:.0f} minutes with {count} faults on two hosts ({after})"
+    what = f"{found['wall_s'] / 60:.0f} minutes with {count} faults on two hosts ({after})"
     return [
         Line(what, f"goodput {_share(found['goodput'])} (100 %: no faults); {ended}", "one run")
     ]
