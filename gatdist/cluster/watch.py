@@ -40,6 +40,7 @@ _JOIN_S = 2.0
 _SETTLE_INTERVALS = 4
 # At most so many workers are looked up at a time.
 _MOST_SUSPECTS = 256
+# The stacks of workers that answer arrive within so many intervals between heartbeats.
 _STACKS_INTERVALS = 6
 # Ray Train ends within this, once the workers have.
 _END_S = 3.0
@@ -63,7 +64,7 @@ class Launch:
         self._stragglers = _Stragglers(driver)
         self._leaving: set[str] = set()
         self._waiting = 0
-        self._between = (0, 0.0)  # the epoch that has ended, and when that was seen
+        self._between = (-1, 0.0)  # the epoch that has ended, and when that was seen
         self._lossy_epoch = -1  # the last one that has lost a worker
         self._settles_until = 0.0
         self._over_since: float | None = None
