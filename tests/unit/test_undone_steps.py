@@ -73,7 +73,7 @@ class CountingDiscriminator(Counting):
 
 
 @pytest.fixture(autouse=True)
-def _networks(monkeypatch):
+def _networks():
     register_generator("counting")(
         lambda *, latent_size, sample_shape, num_classes: Counting(latent_size, sample_shape)
     )
