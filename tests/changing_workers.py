@@ -44,10 +44,20 @@ def plugin(kills: list[tuple[str, int, int]], more: str = "") -> str:
     return HEAD + _KILLS.format(kills=kills) + more
 
 
+# The result has the same bytes on 1 to 4 workers, with adaptive state.
+CANONICAL = [
+    "run.global_batch=16",
+    "run.reduction=canonical",
+    "run.virtual_workers=4",
+    'model.generator={name="residual", width=8}',
+    'model.discriminator={name="residual", width=8}',
+    'game.augmentation={name="ada", adjust_samples=20000}',
+]
+
 # Appended to a plugin: checkpoints of tiny networks, too, are written by all workers.
 SMALL_FILES = """
-from gatdist.runs import parts
-parts.FILE_BYTES = 2**12
+from gatdist.runs import sharding
+sharding.FILE_BYTES = 2**12
 """
 
 

@@ -183,7 +183,7 @@ def _write_share() -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Store(folder))
         before, began = _peak_bytes(), time.process_time()
-        entries = checkpoints.write(checkpoints.name(1, 1), tensors, files)
+        entries = checkpoints.write(checkpoints.next_name(1, 1), tensors, files)
         checkpoints.wait()
         assert entries.keys() == files.keys()
         return (_peak_bytes() - before) / share, time.process_time() - began

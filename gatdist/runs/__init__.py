@@ -1,16 +1,16 @@
 """Run directories: configuration, attempts, checkpoints, and the networks in them."""
 
 from gatdist.runs.changes import Change, ChangeLog
-from gatdist.runs.checkpoint import PARTS, Checkpoint, read_checkpoint, require_same_order
+from gatdist.runs.checkpoint import GROUPS, Checkpoint, read_checkpoint, require_same_order
 from gatdist.runs.checkpoints import Checkpoints, Retention
 from gatdist.runs.directory import RunDirectory, adopted, read_config, read_lines, remember
 from gatdist.runs.mapped import Mapped
-from gatdist.runs.parts import Layout, are_shared, group_of, layout_of_each, shares
+from gatdist.runs.sharding import Layout, group_of, is_sharded, layout_of_each, shares
 from gatdist.runs.state import Evaluations, require_saved_state
 from gatdist.runs.trained import Sampler, TrainedRun, load_run, networks_with
 
 __all__ = [
-    "PARTS",
+    "GROUPS",
     "Change",
     "ChangeLog",
     "Checkpoint",
@@ -23,8 +23,8 @@ __all__ = [
     "Sampler",
     "TrainedRun",
     "adopted",
-    "are_shared",
     "group_of",
+    "is_sharded",
     "layout_of_each",
     "load_run",
     "networks_with",

@@ -2,7 +2,7 @@
 
 The manifest lists each file's size and SHA-256 and is written last: a folder without a valid
 manifest is no checkpoint. Files and content do not depend on the number of workers, which write and
-read them together (:mod:`gatdist.runs.parts`); loading never unpickles.
+read them together (:mod:`gatdist.runs.sharding`); loading never unpickles.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from gatdist.common.position import reached
 from gatdist.common.strict_json import parse_json
 from gatdist.common.tensor_files import read_safetensors
 from gatdist.config import PlayerName
-from gatdist.runs.parts import Layout, group_of
+from gatdist.runs.sharding import Layout, group_of
 from gatdist.storage import Store
 
 MANIFEST = "MANIFEST.json"
 FILE = re.compile(r"[\w-]+\.safetensors|state\.json")
 # Files that are written at a time to an object store, and their bytes.
 _MOST_FILES, _AT_ONCE_BYTES = 16, 2**28
-# The part of a checkpoint's tensors with each network for inference.
-PARTS: Mapping[PlayerName, str] = {"generator": "average", "discriminator": "discriminator"}
+# The group of a checkpoint's tensors with each network for inference.
+GROUPS: Mapping[PlayerName, str] = {"generator": "average", "discriminator": "discriminator"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Checkpoint:
 
     def weights(self, player: PlayerName) -> dict[str, Tensor]:
         """Return the weights for inference: the averaged generator's, or the discriminator's."""
-        prefix = f"{PARTS[player]}/"
+        prefix = f"{GROUPS[player]}/"
         return {
             name.removeprefix(prefix): tensor
             for name, tensor in self.tensors.items()

@@ -49,7 +49,7 @@ from gatdist.runs.checkpoint import (
     write_files,
     write_manifest,
 )
-from gatdist.runs.parts import Layout, layout
+from gatdist.runs.sharding import Layout, layout
 from gatdist.storage import Store
 from gatdist.storage.local import unfinished
 
@@ -272,14 +272,14 @@ class Checkpoints:
 
         The future is done once the checkpoint is complete. Raises the error of the last commit.
         """
-        name = self.name(samples_seen, attempt)
+        name = self.next_name(samples_seen, attempt)
         files = layout({name: tensor.nbytes for name, tensor in tensors.items()})
         work, entries = self._writing(name, tensors, files)
         commit = partial(self._commit, name, entries, state, dict(metrics or {}))
         self._pending = self._background.submit(lambda: (work(), commit()))
         return self._pending
 
-    def name(self, samples_seen: int, attempt: int) -> str:
+    def next_name(self, samples_seen: int, attempt: int) -> str:
         """Return the name of the next checkpoint."""
         self._num_commits += 1
         return str(Name(samples_seen, attempt, f"{self._id}{self._num_commits:04x}"[:12]))
@@ -296,20 +296,13 @@ class Checkpoints:
         self._pending = self._background.submit(work)
         return entries
 
-    def commit(
-        self,
-        name: str,
-        entries: Mapping[str, Any],
-        state: dict[str, Any],
-        metrics: Mapping[str, float] | None = None,
-    ) -> Future[None]:
+    def commit(self, name: str, entries: Mapping[str, Any], state: dict[str, Any]) -> Future[None]:
         """Complete a checkpoint in the background, after what this worker writes of it.
 
         ``entries`` are those of all its files with tensors, which other workers have written by
         now. The future is done once the checkpoint is complete.
         """
-        commit = partial(self._commit, name, entries, state, dict(metrics or {}))
-        self._pending = self._background.submit(commit)
+        self._pending = self._background.submit(partial(self._commit, name, entries, state, {}))
         return self._pending
 
     def require_room(self, tensors: Mapping[str, Tensor]) -> None:
@@ -352,12 +345,12 @@ class Checkpoints:
         self._began = time.monotonic()
 
         def write() -> None:
+            self._may_commit()
             entries.update(write_files(self.store.child(name), snapshot, files))
 
         return partial(self._fenced, write), entries
 
     def _fenced(self, work: Callable[[], object]) -> None:
-        self._may_commit()
         try:
             work()
         except StorageError:

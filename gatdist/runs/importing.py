@@ -15,7 +15,7 @@ from gatdist.config import BOTH, Config, PlayerName, parse_config, redact_url, s
 from gatdist.data.modalities import ReadSpec
 from gatdist.models import build_networks
 from gatdist.models.published import Published, converted, families
-from gatdist.runs.checkpoint import PARTS
+from gatdist.runs.checkpoint import GROUPS
 from gatdist.runs.checkpoints import Checkpoints
 from gatdist.runs.directory import RunDirectory
 from gatdist.storage import Store
@@ -197,7 +197,7 @@ def _write(
     tensors = {
         f"{part}/{name}": tensor
         for player, network in networks.items()
-        for part in {player, PARTS[player]}
+        for part in {player, GROUPS[player]}
         for name, tensor in network.state_dict().items()
     }
     checkpoints.save(0, tensors, saved, attempt=directory.attempt)

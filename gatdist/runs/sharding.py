@@ -1,4 +1,4 @@
-"""Which files a checkpoint has, and which worker writes and reads each of them."""
+"""Sharding of checkpoints: which files one has, and which worker writes and reads each of them."""
 
 from __future__ import annotations
 
@@ -70,6 +70,6 @@ def layout_of_each(sizes: Mapping[str, int], num_workers: int) -> list[Layout]:
     return [{file: files[file] for file in mine} for mine in shares(in_files, num_workers)]
 
 
-def are_shared(each: Sequence[Layout | list[str]]) -> bool:
+def is_sharded(each: Sequence[Layout | list[str]]) -> bool:
     """Return whether workers beside worker 0 have files."""
     return any(each[1:])

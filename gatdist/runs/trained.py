@@ -23,7 +23,7 @@ from gatdist.models import is_built_in
 from gatdist.models.buffers import buffers_kept
 from gatdist.models.layers import latents_from
 from gatdist.parallel import draws
-from gatdist.runs.checkpoint import PARTS, Checkpoint
+from gatdist.runs.checkpoint import GROUPS, Checkpoint
 from gatdist.runs.checkpoints import Checkpoints
 from gatdist.runs.directory import read_config
 from gatdist.runs.mapped import Mapped
@@ -297,7 +297,7 @@ def load_run(run: Store, device: torch.device, checkpoint: str = "") -> TrainedR
     if config is None:
         rule = "is not a run directory (it has no config.json)"
         raise CheckpointError(run.url, rule, hint="Check the path")
-    found = Checkpoints(run.child("checkpoints")).find(checkpoint, [*PARTS.values()])
+    found = Checkpoints(run.child("checkpoints")).find(checkpoint, [*GROUPS.values()])
     if found is None:
         hint = "Let the run reach run.checkpoint_every_samples"
         raise CheckpointError(run.url, "has no checkpoint yet", hint=hint)

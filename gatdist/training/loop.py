@@ -313,9 +313,9 @@ class _Loop:
             return False
         is_due = isinstance(self.comm, Members) and self.comm.is_due()
         stops, self.changes_members, any_writes = self.comm.any_of(
-            self.should_stop(), is_due, self.files.is_writing
+            self.should_stop(), is_due, self.files.writers.is_writing
         )
-        self.files.complete_checkpoint(any_writes=any_writes)
+        self.files.writers.complete(any_writes=any_writes)
         return stops
 
     def _stops_between_epochs(self) -> bool:
@@ -365,7 +365,6 @@ class _Loop:
         """
         values, samples_seen = self.ledger.evaluating, self.state.samples_seen
         assert values is not None
-        self.files.await_files()
         self.files.await_checkpoint()
         self.progress.enter("evaluation")
         began = time.perf_counter()

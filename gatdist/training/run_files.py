@@ -28,7 +28,7 @@ from gatdist.runs import (
     Evaluations,
     Retention,
     RunDirectory,
-    are_shared,
+    is_sharded,
     layout_of_each,
     require_same_order,
     require_saved_state,
@@ -39,7 +39,7 @@ from gatdist.training.ledger import Evaluated, Ledger
 from gatdist.training.progress import Progress
 from gatdist.training.recorder import Emit, Recorder
 from gatdist.training.state import TrainState
-from gatdist.training.writers import Writers, read_newest
+from gatdist.training.writers import Commit, Writers, read_newest
 
 _POLL_S = 1.0  # of storage, while waiting for a checkpoint
 
@@ -61,6 +61,7 @@ class RunFiles:
     Attributes:
         directory: the run directory.
         background: writes in the background.
+        writers: write checkpoints with this worker.
     """
 
     def __init__(
@@ -94,8 +95,9 @@ class RunFiles:
             on_warning=lambda message: emit("warning", {"message": message}),
             measured=self._evaluations.metrics,
         )
-        self._writers = Writers(self._checkpoints, comm)
+        self.writers = Writers(self._checkpoints, comm)
         self._committed = -1  # samples seen by the last checkpoint that worker 0 has begun to write
+        self._is_abandoned = False  # whether that one lacks files, as a worker was lost
         self._skips = False  # whether the last checkpoint was skipped, as storage is slow
 
     @property
@@ -194,10 +196,11 @@ class RunFiles:
     def await_files(self) -> None:
         """Wait until all workers have written their files of a checkpoint; collective."""
         with self._progress.lengthy():
-            self._writers.wait_for_all(_POLL_S, self._look_while_waiting)
+            self.writers.wait_for_all(_POLL_S, self._look_while_waiting)
 
     def await_checkpoint(self) -> None:
         """Wait until this worker writes no checkpoint, after :meth:`await_files`."""
+        self.await_files()
         with self._progress.lengthy():
             while not self._checkpoints.is_written(_POLL_S):
                 self._look_while_waiting()
@@ -205,15 +208,6 @@ class RunFiles:
 
     def _look_while_waiting(self) -> None:
         self.recorder.look_at_storage(waits=True)
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether this worker is still writing its files of a checkpoint."""
-        return self._writers.is_writing
-
-    def complete_checkpoint(self, *, any_writes: bool) -> None:
-        """Complete a checkpoint that workers write together, unless one of them still writes."""
-        self._writers.complete(any_writes=any_writes)
 
     def choose_interval(self, samples_per_s: float) -> None:
         """Let worker 0 choose when to write checkpoints, at a log step."""
@@ -242,16 +236,17 @@ class RunFiles:
             self._comm.of_main(lambda: self._write_from_now_on(agreement, reason))
         elif self._comm.is_main:
             self._write_what_others_have_done(logged, evaluated)
-        lacks_files = self._writers.abandon()
-        here.attempt, lacks_files = self._comm.broadcast_object(
-            [self.directory.attempt, lacks_files]
+        self._is_abandoned |= self.writers.abandon()
+        here.attempt, is_abandoned = self._comm.broadcast_object(
+            [self.directory.attempt, self._is_abandoned]
         )
-        if lacks_files:
+        if is_abandoned:
             self._committed = -1
-        if lacks_files or not agreement.is_written:
+        if is_abandoned or not agreement.is_written:
             self._commit_anew()
         elif self._ledger.evaluating is not None:  # perhaps the loss has prevented its checkpoint
             self.commit()
+        self._is_abandoned = False  # now, since a further loss may have interrupted the above
 
     def record_change(self, change: Change) -> None:
         """Let all workers know the change as worker 0 has seen it, which records it."""
@@ -304,36 +299,23 @@ class RunFiles:
         comm, tensors = self._comm, self._state.tensors()
         sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
         files = layout_of_each(sizes, comm.world_size)
-        is_shared = are_shared(files)
-        name = self._next(must=must, is_shared=is_shared)
-        if is_shared:
-            name = comm.broadcast_object(name)
-        if not name:
+        if is_sharded(files):
+            name = comm.broadcast_object(self._next(must=must))
+        elif comm.is_main and self._committed != self._state.samples_seen:
+            name = self._next(must=must)
+        else:
             return
-        self.await_files()
-        self.await_checkpoint()
-        samples_seen = self._state.samples_seen
-        state = self._ledger.state() | {"attempt": self.directory.attempt}
-        since = self._ledger.checkpoint_interval.writes()
-        if comm.is_main:
-            self._committed = samples_seen
-            self.recorder.before_commit(state)
+        if name:
+            self.await_checkpoint()
+            commit = self._committing(name) if comm.is_main else None
+            with record_function("commit"):
+                self.writers.save(name, tensors, files, commit)
 
-        def commit(entries: Mapping[str, Any]) -> None:
-            if comm.is_main:
-                written = self._checkpoints.commit(name, entries, state)
-                written.add_done_callback(lambda _: self._written(written, samples_seen, since))
-
-        with record_function("commit"):
-            self._writers.save(name, tensors, files, commit)
-
-    def _next(self, *, must: bool, is_shared: bool) -> str:
+    def _next(self, *, must: bool) -> str:
         """Return the name of the checkpoint to write now; "" on workers > 0, or if none is."""
         samples_seen = self._state.samples_seen
         is_new = self._comm.is_main and self._committed != samples_seen
-        if not is_new and not is_shared:
-            return ""
-        skips = not must and not self._writers.is_free()
+        skips = not must and not self.writers.is_free()
         if skips and is_new and not self._skips:
             at = f"at {samples_seen:,} samples and until further notice"
             message = f"no checkpoint {at}: the previous one is still being written"
@@ -341,7 +323,20 @@ class RunFiles:
         self._skips = skips
         if skips or not is_new:
             return ""
-        return self._checkpoints.name(samples_seen, self.directory.attempt)
+        return self._checkpoints.next_name(samples_seen, self.directory.attempt)
+
+    def _committing(self, name: str) -> Commit:
+        """Return what completes a checkpoint of the present state, given its files' entries."""
+        samples_seen = self._committed = self._state.samples_seen
+        state = self._ledger.state() | {"attempt": self.directory.attempt}
+        self.recorder.before_commit(state)
+        since = self._ledger.checkpoint_interval.writes()
+
+        def commit(entries: Mapping[str, Any]) -> None:
+            written = self._checkpoints.commit(name, entries, state)
+            written.add_done_callback(lambda _: self._written(written, samples_seen, since))
+
+        return commit
 
     def _written(self, written: Future[None], samples_seen: int, since: float) -> None:
         if not self.background.failed and not written.exception():

@@ -162,17 +162,17 @@ class TrainState:
         """
         mine, comm = self.tensors(), self.reduction.comm
         names, subject = sorted(mine), f"{subject}: tensor " if subject else "tensor "
-        held = [[1, comm.rank] if name in tensors else [0, 0] for name in names]
-        counts, sources = comm.all_reduce_(torch.tensor(held, device=comm.device)).T.tolist()
+        read = [[1, comm.rank] if name in tensors else [0, 0] for name in names]
+        counts, sources = comm.all_reduce_(torch.tensor(read, device=comm.device)).T.tolist()
 
         def check() -> None:
             for name, count in zip(names, counts, strict=True):
                 if count > 1:  # files are read by different workers
                     raise CheckpointError(f"{subject}{name}", "is in several files")
             hint = "Use the networks it was made with, or choose another --run-dir"
-            others = {n for n, count in zip(names, counts, strict=True) if count} - tensors.keys()
-            fitting = {name: tensor for name, tensor in mine.items() if name not in others}
-            require_fit(fitting, tensors, subject, hint)
+            # What no worker has read is missing for all.
+            held = {n for n, count in zip(names, counts, strict=True) if n in tensors or not count}
+            require_fit({name: mine[name] for name in held}, tensors, subject, hint)
 
         comm.of_each(check)
         for name, source in zip(names, sources, strict=True):
@@ -259,14 +259,14 @@ def start_from_another_run(
     url = config.model.init_from
     if not url:
         return []
-    from gatdist.runs import PARTS, Checkpoints  # a machine that only benchmarks has no fsspec
+    from gatdist.runs import GROUPS, Checkpoints  # a machine that only benchmarks has no fsspec
     from gatdist.storage import Store
     from gatdist.storage.urls import absolute, options_for
 
     url = absolute(url)
     options = options_for(url, run_dir, config.run.storage_options)
     store = Store(url, options | config.model.init_from_storage_options)
-    checkpoint = Checkpoints(store.child("checkpoints")).find(groups=[*PARTS.values()])
+    checkpoint = Checkpoints(store.child("checkpoints")).find(groups=[*GROUPS.values()])
     if checkpoint is None:
         raise ConfigError(
             "model.init_from",
@@ -281,7 +281,7 @@ def start_from_another_run(
             name: tensor.to(mine[name].dtype) if name in mine else tensor
             for name, tensor in checkpoint.weights(player).items()
         }
-        subject = f"{redact_url(url)}: tensor {PARTS[player]}/"
+        subject = f"{redact_url(url)}: tensor {GROUPS[player]}/"
         hint = "Make the section model that of the other run, or set model.init_from_strict = false"
         if not config.model.init_from_strict:
             mine = _shared(mine, weights)

@@ -1,4 +1,4 @@
-"""Checkpoints that the workers write and read together, each of them some of the files."""
+"""Sharded checkpoints: the workers write and read them together, each some of the files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gatdist.common.errors import GatdistError
 from gatdist.parallel.communicator import Communicator
-from gatdist.runs import Checkpoint, Checkpoints, Layout, are_shared, group_of, shares
+from gatdist.runs import Checkpoint, Checkpoints, Layout, group_of, is_sharded, shares
 from gatdist.runs.checkpoint import read_manifest, read_share
 
 Commit = Callable[[Mapping[str, Any]], object]
@@ -30,24 +30,24 @@ class Writers:
     def __init__(self, checkpoints: Checkpoints, comm: Communicator) -> None:
         self._checkpoints, self._comm = checkpoints, comm
         # Set on all workers or none: entries of this worker's files, and what follows.
-        self._part: tuple[dict[str, Any], Commit] | None = None
+        self._part: tuple[dict[str, Any], Commit | None] | None = None
 
     def save(
-        self, name: str, tensors: Mapping[str, Tensor], files: list[Layout], commit: Commit
+        self, name: str, tensors: Mapping[str, Tensor], files: list[Layout], commit: Commit | None
     ) -> None:
-        """Write this worker's files in the background; call ``commit`` with all entries later.
+        """Write this worker's files in the background, and let worker 0 complete the checkpoint.
 
         Args:
             name: of the checkpoint.
             tensors: of the state.
             files: of each worker, by rank.
-            commit: called on every worker that has called this, once all files are written or, if
-                they are worker 0's alone, at once.
+            commit: given on worker 0; called with the entries of all files once all workers have
+                written theirs or, if all are worker 0's, at once.
         """
         entries = self._checkpoints.write(name, tensors, files[self._comm.rank])
-        if are_shared(files):
+        if is_sharded(files):
             self._part = entries, commit
-        else:
+        elif commit:
             commit(entries)
 
     @property
@@ -73,7 +73,8 @@ class Writers:
         for theirs in self._comm.of_each(written):
             entries |= theirs
         self._part = None  # now, since a worker may have been lost meanwhile
-        commit(entries)
+        if commit:
+            commit(entries)
 
     def is_free(self) -> bool:
         """Return whether the last commit has ended, up to 5 s after its start; collective."""
@@ -98,8 +99,8 @@ class Writers:
 
         Returns whether there was one.
         """
-        was_shared, self._part = self._part is not None, None
-        return was_shared
+        was_written, self._part = self._part is not None, None
+        return was_written
 
 
 def read_newest(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from changing_workers import Workers, changes, digest, plugin
+from changing_workers import CANONICAL, Workers, changes, digest, plugin
 from gatdist.config import load_config
 from gatdist.parallel.communicator import LocalCommunicator
 from gatdist.runs.changes import CHANGES_FILE
@@ -18,14 +18,9 @@ from gatdist.training.loop import run
 TOTAL = 960
 SETTINGS = [
     f"run.total_samples={TOTAL}",
-    "run.global_batch=16",
-    "run.reduction=canonical",
-    "run.virtual_workers=4",
+    *CANONICAL,
     "run.log_every_samples=160",
     "run.checkpoint_every_samples=320",
-    'model.generator={name="residual", width=8}',
-    'model.discriminator={name="residual", width=8}',
-    'game.augmentation={name="ada", adjust_samples=20000}',
     "game.penalties={r1={strength=1.0, every_steps=4}, lecam={strength=0.1}}",
     'model.spectral_norm=["discriminator"]',
     "evaluate.every_samples=480",

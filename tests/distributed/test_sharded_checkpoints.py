@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from changing_workers import SMALL_FILES, Workers, changes, digest, plugin
+from changing_workers import CANONICAL, SMALL_FILES, Workers, changes, digest, plugin
 from gatdist.config import load_config
 from gatdist.parallel.communicator import LocalCommunicator
-from gatdist.runs import Checkpoints, checkpoints, parts
+from gatdist.runs import Checkpoints, checkpoints, sharding
 from gatdist.storage import Store
 from gatdist.training import writers
 from gatdist.training.loop import run
@@ -19,15 +19,10 @@ LOCAL = LocalCommunicator(torch.device("cpu"))
 TOTAL, FILE_BYTES = 640, 2**12
 SETTINGS = [
     f"run.total_samples={TOTAL}",
-    "run.global_batch=16",
-    "run.reduction=canonical",
-    "run.virtual_workers=4",
+    *CANONICAL,
     "run.log_every_samples=160",
     "run.checkpoint_every_samples=160",
     "run.keep_checkpoints=9",
-    'model.generator={name="residual", width=8}',
-    'model.discriminator={name="residual", width=8}',
-    'game.augmentation={name="ada", adjust_samples=20000}',
     "evaluate.every_samples=480",
     'evaluate.metrics=["swd"]',
 ]
@@ -41,21 +36,21 @@ def layouts(num_workers):
     """Return the files that each worker writes."""
     tensors = TrainState(config(), LOCAL, (1, 8, 8), 0).tensors()
     sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
-    return parts.layout_of_each(sizes, num_workers)
+    return sharding.layout_of_each(sizes, num_workers)
 
 
 @pytest.fixture(autouse=True)
 def _small_files(monkeypatch):
-    monkeypatch.setattr(parts, "FILE_BYTES", FILE_BYTES)
+    monkeypatch.setattr(sharding, "FILE_BYTES", FILE_BYTES)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """Of a run with one writer and whole files."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    before, parts.FILE_BYTES = parts.FILE_BYTES, 2**27
+    before, sharding.FILE_BYTES = sharding.FILE_BYTES, 2**27
     run(config(), LOCAL, Store(str(folder)))
-    parts.FILE_BYTES = before
+    sharding.FILE_BYTES = before
     return digest(folder)
 
 
@@ -73,11 +68,10 @@ def train(comm, folder, *more):
         read.extend(mine)
         return read_share(store, entries, mine)
 
-    parts.FILE_BYTES = FILE_BYTES
+    sharding.FILE_BYTES = FILE_BYTES
     checkpoints.write_files, writers.read_share = write, share
     try:
-        emit = lambda kind, fields: events.append((kind, fields))  # noqa: E731
-        run(config(*more), comm, Store(folder), emit=emit)
+        run(config(*more), comm, Store(folder), emit=lambda *event: events.append(event))
     finally:
         checkpoints.write_files, writers.read_share = write_files, read_share
     return written, read, events
@@ -119,7 +113,7 @@ def test_what_one_worker_cannot_read_is_damaged_for_all(undisturbed, tmp_path):
     assert digest(tmp_path) == undisturbed
 
 
-def test_rollback_to_a_shared_checkpoint(tmp_path):
+def test_rollback_to_a_sharded_checkpoint(tmp_path):
     settings = ["health.nonfinite=rollback", "run.total_samples=320"]
     of_each = spawn(2, spoiled, str(tmp_path), *settings)
     assert [rollbacks for rollbacks, _ in of_each] == [1, 1]
@@ -146,8 +140,8 @@ def spoiled(comm, folder, *more):
     return states[-1].rollbacks, read
 
 
-def faulty(folder, faults):
-    (folder / "faults.py").write_text(plugin(faults, SMALL_FILES))
+def faulty(folder, faults, more=""):
+    (folder / "faults.py").write_text(plugin(faults, SMALL_FILES + more))
     return config('plugins=["faults"]')
 
 
@@ -164,15 +158,38 @@ def test_a_worker_dies_while_it_writes_its_files(rank, step, undisturbed, tmp_pa
     assert count == 2
     assert seen >= step * 16
     assert digest(run_dir) == undisturbed
-    kept = [
-        int(name.partition(".")[0])
-        for name in Checkpoints(Store(str(run_dir / "checkpoints"))).committed()
-    ]
+    kept = committed(run_dir)
     assert {160, 320, 480, 640} - {step * 16} <= {*kept}
     assert any(step * 16 <= each <= seen + 16 for each in kept)
 
 
-def test_workers_change_between_shared_checkpoints(undisturbed, tmp_path):
+def committed(run_dir):
+    """Return the samples seen of each checkpoint."""
+    names = Checkpoints(Store(str(run_dir / "checkpoints"))).committed()
+    return [int(name.partition(".")[0]) for name in names]
+
+
+DIES_ANEW = """
+from gatdist.training.run_files import RunFiles
+def die_once(self, original=RunFiles._commit_anew):
+    if here.rank == 1: once(kill)()
+    original(self)
+RunFiles._commit_anew = die_once
+"""
+
+
+def test_a_loss_before_an_abandoned_checkpoint_is_written_anew(undisturbed, tmp_path):
+    """Worker 1 dies while it writes, and worker 2 when another checkpoint is to be written."""
+    run_dir = tmp_path / "run"
+    file = [*layouts(3)[1]][-1]
+    faults = faulty(tmp_path, [(f"commit/{file}", 1, 10)], DIES_ANEW)
+    with Workers([1, 2, 3], 3, faults, str(run_dir)) as workers:
+        assert workers.finish().keys() == {"w0"}
+    assert digest(run_dir) == undisturbed
+    assert any(160 <= seen < 320 for seen in committed(run_dir))
+
+
+def test_workers_change_between_sharded_checkpoints(undisturbed, tmp_path):
     """Worker 0 dies before it completes one; one that joins writes and one leaves meanwhile."""
     run_dir = tmp_path / "run"
     faults = faulty(tmp_path, [("commit/MANIFEST.json", 0, 10), ("generator", 1, 22)])

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatdist.runs import parts
-from gatdist.runs.parts import are_shared, group_of, layout, layout_of_each, shares
+from gatdist.runs import sharding
+from gatdist.runs.sharding import group_of, is_sharded, layout, layout_of_each, shares
 
 LIMIT = 100
 NAMES = st.tuples(st.sampled_from(["generator", "optimizer_generator", "average"]), st.integers())
@@ -17,9 +17,9 @@ FILES = st.dictionaries(st.integers().map(str), st.integers(0, 3 * LIMIT), max_s
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_files():
-    before, parts.FILE_BYTES = parts.FILE_BYTES, LIMIT
+    before, sharding.FILE_BYTES = sharding.FILE_BYTES, LIMIT
     yield
-    parts.FILE_BYTES = before
+    sharding.FILE_BYTES = before
 
 
 @given(SIZES)
@@ -58,7 +58,7 @@ def test_each_file_has_one_worker_and_loads_are_even(sizes, num_workers):
     assert sum(load > 0 for load in loads) <= busy
     # No worker gets a file while another has less.
     assert max(loads) <= total / busy + largest
-    assert are_shared(found) <= (busy > 1)
+    assert is_sharded(found) <= (busy > 1)
 
 
 def test_those_with_files_are_spread_over_the_ranks():
